@@ -1,0 +1,35 @@
+"""Losses, regularizers, optimizers and training methods from papers, as pure functions for JAX.
+
+Subpackages load on first use, so that ``import jaxreg`` costs nothing:
+
+>>> import jaxreg
+>>> optimizer = jaxreg.optim.spam(1e-3)
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jaxreg import data as data
+    from jaxreg import layers as layers
+    from jaxreg import losses as losses
+    from jaxreg import metrics as metrics
+    from jaxreg import optim as optim
+
+_SUBPACKAGES = ("data", "layers", "losses", "metrics", "optim")
+
+__all__ = ["__version__", *_SUBPACKAGES]
+
+
+def __getattr__(name: str):
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version(__name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})
