@@ -15,6 +15,7 @@ the result NaN: a diverged run should be given the worst score there is, not van
 above no threshold.)
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -256,8 +257,18 @@ def interval(samples: Float[Array, "reps *shape"], *, level: ScalarLike = 0.95) 
         arXiv 2108.13264.
     """
     check_range("level", level, "(0, 1)")
-    tail = (1.0 - level) / 2.0
-    return Interval(*jnp.quantile(at_least_float32(samples), jnp.array([tail, 1.0 - tail]), axis=0))
+    ordered = jnp.sort(at_least_float32(samples), axis=0)
+    last = ordered.shape[0] - 1
+    position = (1.0 - level) / 2.0 * last
+    inner = jnp.floor(position).astype(int)
+
+    # Not jnp.quantile, whose weighted sum of equal neighbours can differ from them by rounding, or be NaN if infinite.
+    def between(start, end):
+        step = jnp.where(start == end, 0.0, end - start)
+        return jnp.where(jnp.isnan(ordered[-1]), jnp.nan, start + (position - inner) * step)
+
+    outer = jnp.minimum(inner + 1, last)
+    return Interval(between(ordered[inner], ordered[outer]), between(ordered[last - inner], ordered[last - outer]))
 
 
 @partial(jax.jit, static_argnames=("fn", "reps", "task_bootstrap"))
@@ -265,17 +276,20 @@ def _bootstrap(key, scores, fn, reps, task_bootstrap):
     leaves, structure = jax.tree.flatten(scores)
     number_of_tasks = leaves[0].shape[1]
 
-    def repetition(key):
-        key_tasks, *keys = jax.random.split(key, 1 + len(leaves))
+    def repetition(number):
+        key_tasks, *keys = jax.random.split(jax.random.fold_in(key, number), 1 + len(leaves))
         tasks = jnp.arange(number_of_tasks)
         if task_bootstrap:
             tasks = jax.random.randint(key_tasks, tasks.shape, 0, number_of_tasks)
 
         def resample(key, leaf):
             runs = jax.random.randint(key, leaf.shape[:2], 0, leaf.shape[0])
-            return jnp.asarray(leaf)[runs, tasks]
+            return leaf[runs, tasks]
 
         return fn(structure.unflatten([resample(k, leaf) for k, leaf in zip(keys, leaves, strict=True)]))
 
-    size = max(1, sum(leaf.size for leaf in leaves))
-    return jax.lax.map(repetition, jax.random.split(key, reps), batch_size=max(1, min(reps, _CHUNK // size)))
+    # Chunks of equal size, the last one cut off afterwards: a smaller one would be compiled separately.
+    chunks = min(reps, math.ceil(reps * sum(leaf.size for leaf in leaves) / _CHUNK)) or 1
+    chunk = math.ceil(reps / chunks)
+    samples = jax.lax.map(repetition, jnp.arange(chunks * chunk), batch_size=chunk)
+    return jax.tree.map(lambda sample: sample[:reps], samples)
