@@ -1,0 +1,223 @@
+"""Step time, memory and compile time of optimizers, next to ``optax.adamw``.
+
+    python -m experiments.benchmarks optimizers                        # 25 M parameters, 98 leaves: about a minute
+    python -m experiments.benchmarks optimizers --leaves 300 --size 1e6     # compile time of a deep network
+
+One step is ``update`` and ``apply_updates`` under one ``jit``, parameters and state donated, on a float32 tree shaped
+like a transformer's: an embedding, and matrices and vectors in every layer. Every optimizer is timed by turns with
+``optax.adamw``, in pairs; the table has the median of the pairs' ratios and their quartiles. The row ``adamw`` is
+adamw against itself: its distance from 1 is the noise. Results are written to
+``experiments/results/benchmarks/optimizers_<backend>.json``.
+"""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import optax
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from experiments.benchmarks.timing import paired_ratio
+from jaxreg import optim
+
+RATE = 1e-4
+
+OPTIMIZERS: Mapping[str, Callable[[], optax.GradientTransformation]] = {
+    "adamw": lambda: optax.adamw(RATE, weight_decay=1e-2),
+    "spam": lambda: optim.spam(RATE, weight_decay=1e-2),
+    "spam, density 0.25": lambda: optim.spam(RATE, weight_decay=1e-2, density=0.25),
+    "momentum_reset(adam)": lambda: optim.momentum_reset(optax.adam(RATE)),
+}
+
+RESULTS = Path(__file__).parents[1] / "results" / "benchmarks"
+
+
+def main(
+    size: float = 25e6,
+    leaves: int = 98,
+    repeats: int = 40,
+    only: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
+    out: Path = RESULTS,
+) -> int:
+    """Optimizers: time of a step, bytes of state, time to compile, as ratios to optax.adamw.
+
+    Args:
+        size: number of parameters, at least 10000.
+        leaves: number of arrays they are spread over, at least 10; rounded to whole layers.
+        repeats: pairs of samples to time for each optimizer.
+        only: name of an optimizer to time; give it several times for several. All of them by default.
+        out: directory for the JSON file.
+
+    Returns:
+        The exit code: 0, or 2 where an argument cannot be used.
+    """
+    if problem := _problem(size=size, leaves=leaves, repeats=repeats, only=only, out=out):
+        print(problem, file=sys.stderr)
+        return 2
+    shapes = transformer_shapes(int(size), leaves)
+    _compile(OPTIMIZERS["adamw"](), shapes)  # what JAX itself does only once is nobody's compile time
+    rows = []
+    with Console(stderr=True).status("") as status:
+        for name in only or OPTIMIZERS:
+            status.update(f"timing {name}")
+            rows.append(measure(name, shapes, repeats=repeats))
+    result = {
+        "benchmark": "optimizers",
+        "backend": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "optax", "jaxreg")},
+        "parameters": _size(shapes),
+        "leaves": len(jax.tree.leaves(shapes)),
+        "repeats": repeats,
+        "peer": "optax.adamw",
+        "rows": rows,
+    }
+    Console().print(table(result))
+    path = out / f"optimizers_{result['backend']}.json"
+    _write_atomically(path, json.dumps(result, indent=1) + "\n")
+    print(path)
+    return 0
+
+
+def transformer_shapes(size: int, leaves: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """A float32 tree like a transformer's: eight arrays a layer, an embedding and a last norm.
+
+    Three quarters of the parameters are in the layers, the embedding has the rest.
+
+    Args:
+        size: number of parameters, met to within one row of the embedding.
+        leaves: number of arrays, met to within one layer.
+    """
+    layers = max(1, round((leaves - 2) / 8))
+    width = max(8, int(math.sqrt(0.75 * size / (12 * layers))) // 8 * 8)
+    layer = {
+        "norm1": [width],
+        "qkv": [width, 3 * width],
+        "qkv_bias": [3 * width],
+        "out": [width, width],
+        "norm2": [width],
+        "up": [width, 4 * width],
+        "up_bias": [4 * width],
+        "down": [4 * width, width],
+    }
+    shapes = {f"layer{i}": layer for i in range(layers)} | {"norm": [width]}
+    rest = size - sum(math.prod(shape) for shape in jax.tree.leaves(shapes, is_leaf=lambda x: isinstance(x, list)))
+    shapes["embedding"] = [max(1, rest // width), width]
+    return jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32), shapes, is_leaf=lambda x: isinstance(x, list)
+    )
+
+
+def measure(name: str, shapes: Mapping, *, repeats: int) -> dict[str, object]:
+    """The row of one optimizer."""
+    optimizer, peer = OPTIMIZERS[name](), OPTIMIZERS["adamw"]()
+    peer_step, peer_compile_seconds = _compile(peer, shapes)
+    step, compile_seconds = _compile(optimizer, shapes)
+    gradients = _random_like(shapes)
+    ratio = paired_ratio(_stepper(step, optimizer, gradients), _stepper(peer_step, peer, gradients), repeats=repeats)
+    return {
+        "name": name,
+        "ratio": round(ratio.median, 4),
+        "ratio_quartiles": [round(ratio.low, 4), round(ratio.high, 4)],
+        "step_ms": round(1e3 * ratio.seconds, 4),
+        "peer_step_ms": round(1e3 * ratio.peer_seconds, 4),
+        "state_bytes_per_parameter": round(_bytes(jax.eval_shape(optimizer.init, shapes)) / _size(shapes), 3),
+        "compile_s": round(compile_seconds, 3),
+        "peer_compile_s": round(peer_compile_seconds, 3),
+    }
+
+
+def table(result: Mapping) -> Table:
+    """The rows as a table for the terminal."""
+    title = f"{result['parameters'] / 1e6:.3g} M parameters in {result['leaves']} leaves, {result['backend']}"
+    grid = Table(title=title)
+    grid.add_column("optimizer")
+    for header in ("step / adamw's", "quartiles", "step ms", "state bytes / parameter", "compile s", "/ adamw's"):
+        grid.add_column(header, justify="right")
+    for row in result["rows"]:
+        low, high = row["ratio_quartiles"]
+        grid.add_row(
+            row["name"],
+            f"{row['ratio']:.3f}",
+            f"{low:.3f} - {high:.3f}",
+            f"{row['step_ms']:.2f}",
+            f"{row['state_bytes_per_parameter']:.2f}",
+            f"{row['compile_s']:.2f}",
+            f"{row['compile_s'] / row['peer_compile_s']:.2f}",
+        )
+    return grid
+
+
+def _compile(optimizer, shapes):
+    """The step as an executable, and the seconds from Python to there: tracing, lowering, compiling."""
+
+    def step(params, state, gradients):
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    start = time.perf_counter()
+    state = jax.eval_shape(optimizer.init, shapes)
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(shapes, state, shapes).compile()
+    return compiled, time.perf_counter() - start
+
+
+def _stepper(step, optimizer, gradients):
+    params = jax.tree.map(jnp.array, gradients)
+    state = jax.jit(optimizer.init)(params)
+
+    def advance():
+        nonlocal params, state
+        params, state = jax.block_until_ready(step(params, state, gradients))
+
+    return advance
+
+
+def _random_like(shapes):
+    leaves, structure = jax.tree.flatten(shapes)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    draw = jax.jit(jax.random.normal, static_argnums=1)
+    return structure.unflatten([draw(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)])
+
+
+def _size(tree):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def _bytes(tree):
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _problem(*, size, leaves, repeats, only, out):
+    """What is wrong with the arguments, or None: known before the first step is timed."""
+    for name, value, least in (("size", size, 10_000), ("leaves", leaves, 10), ("repeats", repeats, 1)):
+        if not value >= least:
+            return f"--{name} must be at least {least}, got {value}"
+    for name in only:
+        if name not in OPTIMIZERS:
+            return f"--only: no optimizer {name!r}; there are {', '.join(map(repr, OPTIMIZERS))}"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            return None
+    except OSError as error:
+        return f"--out: cannot write to {out}: {error.strerror}"
+
+
+def _write_atomically(path, text):
+    """Writes a file so that whoever looks, whenever, finds the old one or the new one."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
+        file.write(text)
+    os.replace(file.name, path)

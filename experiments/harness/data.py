@@ -1,0 +1,91 @@
+"""Data that needs no download: real digits, Python's own documentation, and exactly defined label noise."""
+
+import functools
+import pydoc_data.topics
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sklearn.datasets
+
+from jaxreg.typing import Array, Float, Int, PRNGKeyArray, ScalarLike, checked
+
+
+class Split(NamedTuple):
+    """Examples to learn from and examples to be judged by."""
+
+    train_x: Float[Array, "train features"]
+    train_y: Int[Array, " train"]
+    test_x: Float[Array, "test features"]
+    test_y: Int[Array, " test"]
+
+
+@functools.cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    images, labels = sklearn.datasets.load_digits(return_X_y=True)
+    return (images / 16).astype(np.float32), labels.astype(np.int32)
+
+
+@checked
+def digits(key: PRNGKeyArray, *, train: int = 1200) -> Split:
+    """Scikit-learn's 1797 handwritten digits, 8 x 8 pixels in [0, 1], split at random.
+
+    Args:
+        key: decides which examples are for training.
+        train: number of training examples; the remaining ones are for testing.
+
+    Returns:
+        The split, images flattened to 64 features.
+    """
+    images, labels = _digits()
+    order = jax.random.permutation(key, len(labels))
+    x, y = jnp.asarray(images)[order], jnp.asarray(labels)[order]
+    return Split(x[:train], y[:train], x[train:], y[train:])
+
+
+@checked
+def flip_labels(
+    key: PRNGKeyArray, labels: Int[Array, " examples"], *, rate: ScalarLike, num_classes: int
+) -> Int[Array, " examples"]:
+    """Symmetric label noise: each label becomes, with probability ``rate``, one of the *other* classes, all alike."""
+    key_which, key_shift = jax.random.split(key)
+    shift = jax.random.randint(key_shift, labels.shape, 1, num_classes, labels.dtype)
+    flipped = jax.random.bernoulli(key_which, rate, labels.shape)
+    return jnp.where(flipped, (labels + shift) % num_classes, labels)
+
+
+class Text(NamedTuple):
+    """A text as class indices.
+
+    Attributes:
+        train: the first part of the text.
+        validation: the rest.
+        alphabet: the byte of each class but the last, which stands for all other bytes.
+    """
+
+    train: Int[Array, " train"]
+    validation: Int[Array, " validation"]
+    alphabet: bytes
+
+
+@functools.cache
+def documentation(*, classes: int = 64, train_share: float = 0.9) -> Text:
+    """Python's language reference as it ships with the interpreter (``help()`` topics in key order), byte by byte.
+
+    Args:
+        classes: the commonest ``classes - 1`` bytes keep a class of their own, ties in byte order; the rest share one.
+        train_share: part of the text, from its start, that is for training.
+
+    Returns:
+        About 460 thousand bytes with Python 3.11; other versions differ a little.
+    """
+    topics = pydoc_data.topics.topics
+    text = np.frombuffer("".join(topics[name] for name in sorted(topics)).encode(), np.uint8)
+    counts = np.bincount(text, minlength=256)
+    commonest = np.argsort(-counts, kind="stable")[: classes - 1]
+    class_of_byte = np.full(256, classes - 1, np.uint8)
+    class_of_byte[commonest] = np.arange(classes - 1)
+    symbols = class_of_byte[text]
+    end = int(train_share * len(symbols))
+    return Text(symbols[:end], symbols[end:], bytes(commonest.astype(np.uint8)))

@@ -1,0 +1,94 @@
+"""Results on disk: written whole or not at all, read with a clear error."""
+
+import json
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jax
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+
+
+class OutputError(Exception):
+    """The output directory cannot be used."""
+
+
+class ResultError(Exception):
+    """A result file cannot be read."""
+
+
+def prepare(directory: Path) -> Path:
+    """Creates the directory and tries to write there, so that hours of work are not lost for want of a permission.
+
+    Raises:
+        OutputError: nothing can be written there.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise OutputError(f"cannot write to the output directory {directory}: {error.strerror}") from error
+    return directory
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Replaces a file in one step: whoever reads, or kills this process, finds the old file or the new one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes JSON atomically, NaN and infinity as null: JSON knows neither."""
+    text = json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_all(directory: Path) -> list[dict[str, Any]]:
+    """All results in a directory, in the order of their names.
+
+    Raises:
+        ResultError: a file is not a result.
+    """
+    results = []
+    for path in sorted(directory.glob("*.json")):
+        try:
+            result = json.loads(path.read_text())
+            result["slug"], result["verdict"], result["criteria"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ResultError(f"{path} is not a result of a claim: {error!r}") from error
+        results.append(result)
+    return results
+
+
+def environment(devices: Sequence[jax.Device]) -> dict[str, Any]:
+    """What a measurement was made with; nothing that identifies the machine."""
+    packages = ("jaxreg", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
+    return {
+        "backend": devices[0].platform,
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+    }

@@ -1,0 +1,57 @@
+import pydoc_data.topics
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sklearn.datasets
+
+from experiments.harness import data
+
+
+def test_digits_are_split_without_loss():
+    split = data.digits(jax.random.key(0), train=1200)
+    assert split.train_x.shape == (1200, 64)
+    assert split.test_x.shape == (597, 64)
+    images, labels = sklearn.datasets.load_digits(return_X_y=True)
+    ours = np.concatenate([split.train_x, split.test_x])
+    ours_labels = np.concatenate([split.train_y, split.test_y])
+    order, theirs = np.lexsort(ours.T), np.lexsort(images.T)
+    np.testing.assert_array_equal(16 * ours[order], images[theirs])
+    np.testing.assert_array_equal(ours_labels[order], labels[theirs])
+
+
+def test_every_seed_splits_differently():
+    a, b = (data.digits(jax.random.key(seed)).train_y for seed in (0, 1))
+    assert (a != b).any()
+
+
+def test_flipped_labels_are_the_given_share_and_always_wrong():
+    labels = jnp.arange(20_000) % 10
+    noisy = data.flip_labels(jax.random.key(0), labels, rate=0.4, num_classes=10)
+    flipped = noisy != labels
+    np.testing.assert_allclose(flipped.mean(), 0.4, atol=4 * np.sqrt(0.24 / 20_000))
+    shift = np.bincount(np.asarray((noisy - labels) % 10)[np.asarray(flipped)], minlength=10)
+    np.testing.assert_allclose(shift[1:] / flipped.sum(), 1 / 9, atol=0.015)
+    assert (data.flip_labels(jax.random.key(0), labels, rate=0.0, num_classes=10) == labels).all()
+
+
+def test_documentation_can_be_read_back():
+    text = data.documentation()
+    topics = pydoc_data.topics.topics
+    original = "".join(topics[name] for name in sorted(topics)).encode()
+    assert len(text.train) + len(text.validation) == len(original)
+    assert len(text.train) == int(0.9 * len(original))
+    symbols = np.concatenate([text.train, text.validation])
+    alphabet = np.frombuffer(text.alphabet, np.uint8)
+    assert len(alphabet) == 63
+    known = symbols < 63
+    np.testing.assert_array_equal(alphabet[symbols[known]], np.frombuffer(original, np.uint8)[known])
+    assert not np.isin(np.frombuffer(original, np.uint8)[~known], alphabet).any()
+    assert known.mean() > 0.95
+
+
+def test_the_commonest_bytes_come_first():
+    text = data.documentation()
+    counts = np.bincount(np.concatenate([text.train, text.validation]), minlength=64)
+    assert (np.diff(counts[:63]) <= 0).all()
+    assert text.alphabet[:1] == b" "
