@@ -1,0 +1,18 @@
+"""Per-example training objectives on model outputs."""
+
+from jaxreg.losses.label_dro import AldrState, aldr_kl, aldr_kl_init, ldr_kl, ldr_kl_bayes_probabilities
+from jaxreg.losses.noisy_labels import ElrState, elr, elr_init, elr_plus, elr_plus_targets, sigmoid_rampup
+
+__all__ = [
+    "AldrState",
+    "ElrState",
+    "aldr_kl",
+    "aldr_kl_init",
+    "elr",
+    "elr_init",
+    "elr_plus",
+    "elr_plus_targets",
+    "ldr_kl",
+    "ldr_kl_bayes_probabilities",
+    "sigmoid_rampup",
+]
