@@ -1,5 +1,6 @@
 """Measurements: of algorithms from a few runs, of models and of samples."""
 
+from jaxreg.metrics.memorization import LabelOutcomes, early_learning_alignment, label_outcomes
 from jaxreg.metrics.reliable import (
     Interval,
     interval,
@@ -14,8 +15,11 @@ from jaxreg.metrics.reliable import (
 
 __all__ = [
     "Interval",
+    "LabelOutcomes",
+    "early_learning_alignment",
     "interval",
     "iqm",
+    "label_outcomes",
     "mean",
     "median",
     "optimality_gap",
