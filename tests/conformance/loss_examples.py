@@ -1,0 +1,187 @@
+"""Example arguments for every loss, read off its signature.
+
+Axes have fixed sizes by name, and an argument's kind follows from its annotation: integers named ``index`` are
+distinct positions in the training set, other integers are classes, ``logits`` are normal, other floating arrays with
+an axis of classes are probabilities, and the state comes from the ``*_init`` that returns its type. What a signature
+leaves open is filled in by the table EXAMPLES.
+"""
+
+import dataclasses
+import inspect
+import itertools
+import math
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxreg import losses
+from jaxreg.typing import ScalarLike
+
+SIZES = {"batch": 5, "classes": 4, "examples": 9}
+BATCH = SIZES["batch"]
+
+# Arguments that a signature does not tell: function -> argument -> value.
+EXAMPLES: dict[str, dict[str, typing.Any]] = {
+    "sigmoid_rampup": {"step": 3, "rampup_steps": 10},
+}
+
+# Values that a hyperparameter must refuse, where they are not the default. NaN is refused by every range.
+REFUSED_BY_DEFAULT = (-1.0, math.nan)
+REFUSED: dict[str, tuple[float, ...]] = {
+    "temperature": (-1.0, 0.0, math.nan),
+    "alpha": (-1.0, 1.0, math.nan),
+    "beta": (-1.0, 1.0, math.nan),
+}
+
+
+def is_state(value) -> bool:
+    return isinstance(value, type) and issubclass(value, tuple)
+
+
+def public(predicate):
+    return [name for name in losses.__all__ if predicate(getattr(losses, name))]
+
+
+STATES = public(is_state)
+INITS = [name for name in public(callable) if name.endswith("_init")]
+FUNCTIONS = [name for name in public(callable) if name not in {*STATES, *INITS}]
+
+
+def signature(name: str) -> inspect.Signature:
+    return inspect.signature(getattr(losses, name))
+
+
+def is_array(annotation) -> bool:
+    return hasattr(annotation, "dim_str")
+
+
+def axes(annotation) -> list[str]:
+    return annotation.dim_str.split()
+
+
+def is_per_example(annotation) -> bool:
+    return is_array(annotation) and axes(annotation)[:1] in (["batch"], ["*batch"])
+
+
+def takes_any_batch(name: str) -> bool:
+    return any(is_array(p.annotation) and "*batch" in axes(p.annotation) for p in signature(name).parameters.values())
+
+
+def make_array(key, argument: str, annotation, batch: tuple[int, ...]):
+    shape = [size for axis in axes(annotation) for size in (batch if axis == "*batch" else [SIZES[axis]])]
+    if any(dtype.startswith("float") for dtype in annotation.dtypes):
+        normal = jax.random.normal(key, shape)
+        return 2 * normal if argument == "logits" else jax.nn.softmax(normal)
+    if argument == "index":
+        return jax.random.permutation(key, SIZES["examples"])[: SIZES["batch"]]
+    return jax.random.randint(key, shape, 0, SIZES["classes"])
+
+
+def make_state(annotation):
+    (init,) = [name for name in INITS if signature(name).return_annotation is annotation]
+    sizes = {"num_examples": SIZES["examples"], "num_classes": SIZES["classes"]}
+    given = {p: sizes[p] for p in signature(init).parameters if p in sizes}
+    return getattr(losses, init)(**given, **EXAMPLES.get(init, {}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One function with one choice of its options (flags and literals)."""
+
+    name: str
+    options: tuple[tuple[str, typing.Any], ...]
+
+    def __str__(self):
+        return "-".join([self.name, *(f"{option}={value}" for option, value in self.options)])
+
+    @property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        return dict(signature(self.name).parameters)
+
+    @property
+    def returns_state(self) -> bool:
+        return typing.get_origin(signature(self.name).return_annotation) is tuple
+
+    @property
+    def result_annotation(self):
+        returned = signature(self.name).return_annotation
+        return typing.get_args(returned)[0] if self.returns_state else returned
+
+    @property
+    def per_example(self) -> list[str]:
+        return [name for name, p in self.parameters.items() if is_per_example(p.annotation)]
+
+    def arguments(self, batch: tuple[int, ...] = (BATCH,)) -> dict[str, typing.Any]:
+        """All arguments without a default."""
+        filled = dict(EXAMPLES.get(self.name, {}))
+        for i, (argument, parameter) in enumerate(self.parameters.items()):
+            if argument in filled or parameter.default is not parameter.empty:
+                continue
+            if is_array(parameter.annotation):
+                filled[argument] = make_array(jax.random.key(i), argument, parameter.annotation, batch)
+            elif is_state(parameter.annotation):
+                filled[argument] = make_state(parameter.annotation)
+            else:
+                raise TypeError(f"{self.name} needs {argument}: add it to EXAMPLES in {__file__}")
+        return filled
+
+    def __call__(self, **arguments):
+        """The result, always with a state, which is None for functions without."""
+        result = getattr(losses, self.name)(**arguments, **dict(self.options))
+        return result if self.returns_state else (result, None)
+
+
+def _choices(parameter):
+    """All values of a flag or a literal; nothing for other parameters."""
+    if parameter.annotation is bool:
+        return [False, True]
+    members = (parameter.annotation, *typing.get_args(parameter.annotation))  # of a union, if it is one
+    literals = [v for member in members if typing.get_origin(member) is typing.Literal for v in typing.get_args(member)]
+    return literals + ([None] if literals and type(None) in members else [])
+
+
+def _cases(name):
+    choices = {p: _choices(parameter) for p, parameter in signature(name).parameters.items()}
+    choices = {p: values for p, values in choices.items() if values}
+    return [Case(name, tuple(zip(choices, values, strict=True))) for values in itertools.product(*choices.values())]
+
+
+CASES = [case for name in FUNCTIONS for case in _cases(name)]
+LOSSES = [case for case in CASES if "logits" in case.parameters]
+
+
+def hyperparameters(name: str) -> dict[str, typing.Any]:
+    """Real-valued keyword-only arguments and the values to try them at."""
+    given = EXAMPLES.get(name, {})
+    return {
+        p: given.get(p, parameter.default)
+        for p, parameter in signature(name).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.annotation == ScalarLike
+    }
+
+
+def refused(hyperparameter: str) -> tuple[float, ...]:
+    return REFUSED.get(hyperparameter, REFUSED_BY_DEFAULT)
+
+
+def extreme_logits() -> dict[str, jax.Array]:
+    """Batches of logits as large as a loss must bear: every case the batch's own labels make easy or hopeless."""
+    shape = BATCH, SIZES["classes"]
+    rng = np.random.default_rng(0)
+    one_hot = np.eye(SIZES["classes"])
+    patterns = {
+        "zero": np.zeros(shape),
+        "all large": np.full(shape, 1e4),
+        "all small": np.full(shape, -1e4),
+        "tiny": np.full(shape, 1e-30),
+        "normal": np.clip(5e3 * rng.normal(size=shape), -1e4, 1e4),
+        "signs": 1e4 * rng.choice([-1.0, 1.0], size=shape),
+        "one below": np.where(np.arange(shape[1]) == 0, -1e4, 0.0) + np.zeros(shape),
+    }
+    for winner in range(SIZES["classes"]):
+        patterns[f"class {winner} wins"] = 1e4 * one_hot[[winner] * BATCH]
+        patterns[f"class {winner} loses"] = -1e4 * one_hot[[winner] * BATCH]
+        patterns[f"class {winner} wins by far"] = 2e4 * one_hot[[winner] * BATCH] - 1e4
+    return {name: jnp.asarray(pattern, jnp.float32) for name, pattern in patterns.items()}
