@@ -13,9 +13,11 @@ from typing import Annotated
 
 import jax
 import tyro
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from experiments.harness import registry, results
 from experiments.harness.measure import measure
@@ -49,7 +51,7 @@ class Run:
     smoke: bool = False
     """A few steps of two seeds, to see that it runs. Writes files only where --out says."""
     devices: int | None = None
-    """Devices to split the runs over; by default all. On a CPU every core counts as one."""
+    """Devices to split the runs over; by default all. On a CPU every core is one."""
     out: Path | None = None
     """Directory for the results, experiments/results by default."""
 
@@ -66,12 +68,13 @@ def list_claims(args: List) -> int:
     """Prints the claims that match."""
     entries = registry.entries().values() if args.family is None else registry.family(args.family)
     verdicts = {result["slug"]: result["verdict"] for result in results.read_all(args.out)}
-    table = Table("family", "slug", "paper", "claim", "verdict")
+    table = Table("family", "slug", "verdict", "paper and claim", box=SIMPLE)
     for entry in entries:
         claim, _ = entry.load()
         text = f"{entry.slug} {claim.paper} {claim.says}".lower()
         if all(word.lower() in text for word in args.search):
-            table.add_row(entry.family, entry.slug, claim.paper, claim.says, verdicts.get(entry.slug, "-"))
+            paper = Text(f"{claim.paper}\n", "bold").append(claim.says, "not bold")
+            table.add_row(entry.family, entry.slug, verdicts.get(entry.slug, "-"), paper)
     console.print(table if table.row_count else "no claim matches")
     return 0
 
@@ -84,9 +87,9 @@ def run_claims(args: Run) -> int:
         raise ValueError(f"--seeds must be at least 1, got {args.seeds}")
     entries = [registry.find(slug) for slug in dict.fromkeys(args.slugs)]
     out = args.out or (None if args.smoke else results.RESULTS)
+    devices = choose_devices(args.devices)
     if out is not None:
         results.prepare(out)
-    devices = choose_devices(args.devices)
     for entry in entries:
         claim, run = entry.load()
         console.rule(f"{entry.slug}: {claim.paper}")
@@ -131,13 +134,10 @@ def with_progress(function, *args, **kwargs):
 
 
 def choose_devices(wanted: int | None) -> list[jax.Device]:
-    """The devices to use. XLA takes the CPU for one device; here each of its cores becomes one."""
-    if wanted is not None and wanted < 1:
-        raise ValueError(f"--devices must be at least 1, got {wanted}")
-    jax.config.update("jax_num_cpu_devices", wanted or len(os.sched_getaffinity(0)))
+    """The first ``wanted`` devices, or all."""
     devices = jax.devices()
-    if wanted is not None and wanted > len(devices):
-        raise ValueError(f"--devices {wanted}, but there are only {len(devices)} {devices[0].platform} devices")
+    if wanted is not None and not 1 <= wanted <= len(devices):
+        raise ValueError(f"--devices must be in 1..{len(devices)} ({devices[0].platform} devices here), got {wanted}")
     return devices[:wanted]
 
 
@@ -163,4 +163,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if jax.config.jax_num_cpu_devices < 1:  # XLA takes a CPU for one device; here every core is one
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    code = main()
+    if code == INTERRUPTED:
+        # XLA's threads may still be computing, and crash in an orderly exit that takes their memory away.
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -19,7 +19,8 @@ class Effect:
     """How much better the method is than a baseline; positive is better.
 
     Attributes:
-        effect: interquartile mean of the paired differences, over that of the baseline's scores if relative.
+        effect: the interquartile mean of the paired differences, or, if relative, 1 minus the ratio of the two arms'
+            interquartile means (so that it can be read off the table of scores).
         low: lower end of its stratified bootstrap 95% interval.
         high: upper end.
         probability_of_improvement: chance that a run of the method beats a run of the baseline.
@@ -59,20 +60,21 @@ def paired_effect(method: np.ndarray, baseline: np.ndarray, criterion: Criterion
     """
     sign = -1.0 if criterion.better == "lower" else 1.0
     method, baseline = jnp.asarray(method)[:, None], jnp.asarray(baseline)[:, None]
-    # One stratum, the seeds; a seed's gain and its baseline stay together.
-    pairs = jnp.stack([sign * (method - baseline), baseline], axis=-1)
+    # One stratum, the seeds; the two arms of a seed stay together.
+    pairs = jnp.stack([sign * method, sign * baseline], axis=-1)
     effect = _relative_gain if criterion.relative else _gain
     low, high = interval(stratified_bootstrap(jax.random.key(0), pairs, effect, reps=REPETITIONS))
-    improvement = probability_of_improvement(sign * method, sign * baseline)
+    improvement = probability_of_improvement(pairs[..., 0], pairs[..., 1])
     return Effect(float(effect(pairs)), float(low), float(high), float(improvement))
 
 
 def _gain(pairs):
-    return iqm(pairs[..., 0])
+    return iqm(pairs[..., 0] - pairs[..., 1])
 
 
 def _relative_gain(pairs):
-    return iqm(pairs[..., 0]) / jnp.abs(iqm(pairs[..., 1]))
+    method, baseline = iqm(pairs[..., 0]), iqm(pairs[..., 1])
+    return (method - baseline) / jnp.abs(baseline)
 
 
 def judge(effect: Effect, criterion: Criterion) -> Verdict:

@@ -41,7 +41,7 @@ CLAIM = Claim(
     ),
     method="elr",
     baselines=("cross_entropy",),
-    grid={"learning_rate": (3e-4, 1e-3, 3e-3)},
+    grid={"learning_rate": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)},
     beside=(Comparison("cross-entropy stopped at its best held-out noisy accuracy", baselines=("early_stopped",)),),
     steps=3000,
     seeds=16,

@@ -128,7 +128,7 @@ def aldr_kl(
         state: from :func:`aldr_kl_init`, or the last call.
         logits: unnormalized class scores ``f`` of the batch, at least two classes.
         labels: class indices ``y`` in ``[0, classes)``.
-        index: position ``i`` of each example in the training set, without repetition.
+        index: position ``i`` of each example in the training set. If one repeats, one of its updates is kept.
         temperature: ``lambda_0 > 0`` (paper: 0.1, 1 or 10).
         alpha: above 1 (authors' code: 2), which keeps ``lambda_i >= lambda_0 (1 - 1 / alpha)``; the larger, the less
             the temperatures adapt.

@@ -89,7 +89,7 @@ def elr(
         state: from :func:`elr_init`, or the last call.
         logits: unnormalized class scores ``z`` of the batch.
         labels: class indices ``y`` in ``[0, classes)``, some of them wrong.
-        index: position ``i`` of each example in the training set, without repetition.
+        index: position ``i`` of each example in the training set. If one repeats, one of its updates is kept.
         strength: ``lambda >= 0``; 0 is cross-entropy. Authors' code: 3 for CIFAR-10 with symmetric noise, 1 with
             asymmetric noise, 7 for CIFAR-100.
         beta: in [0, 1), memory of the targets. Authors' code: 0.7, 0.9 and 0.9 respectively.
@@ -128,7 +128,7 @@ def elr_plus_targets(
     Args:
         state: targets of the network to be trained, from :func:`elr_init` or the last call.
         logits: scores ``z`` that the *other* network, with averaged weights, gives the inputs *before* mixing.
-        index: position ``i`` of each example in the training set, without repetition.
+        index: position ``i`` of each example in the training set. If one repeats, one of its updates is kept.
         beta: in [0, 1), memory of the targets; values as for :func:`elr`.
 
     Returns:

@@ -26,7 +26,7 @@ def test_no_slug_and_bad_numbers_are_refused(capsys):
     assert command_line.main(["run", "spam", "--seeds", "0"]) == 2
     assert "--seeds must be at least 1, got 0" in capsys.readouterr().out
     assert command_line.main(["run", "spam", "--devices", "0"]) == 2
-    assert "--devices must be at least 1, got 0" in capsys.readouterr().out
+    assert "--devices must be in 1..8 (cpu devices here), got 0" in capsys.readouterr().out
 
 
 def test_an_unwritable_directory_is_refused_before_anything_is_measured(tmp_path, capsys, monkeypatch):

@@ -1,3 +1,4 @@
+import io
 import json
 import re
 
@@ -29,7 +30,7 @@ def result():
 
 
 def shown(result):
-    console = Console(width=120, record=True, quiet=True)
+    console = Console(width=120, record=True, file=io.StringIO())
     report.show(result, console)
     return console.export_text()
 
@@ -88,6 +89,6 @@ def test_committed_report_is_that_of_the_committed_results():
     assert committed == report.markdown(results.read_all(results.RESULTS)), "run `python -m experiments report`"
 
 
-@pytest.mark.parametrize("path", results.RESULTS.glob("*.json"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", list(results.RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_results_are_plain_json(path):
     json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{path} holds {name}"))

@@ -72,7 +72,7 @@ def test_the_interval_is_that_of_an_independent_bootstrap():
     method = baseline - rng.normal(0.5, 0.5, 16)
 
     def statistic(m, b, axis):
-        return scipy.stats.trim_mean(b - m, 0.25, axis) / scipy.stats.trim_mean(b, 0.25, axis)
+        return 1 - scipy.stats.trim_mean(m, 0.25, axis) / scipy.stats.trim_mean(b, 0.25, axis)
 
     ours = paired_effect(method, baseline, superiority)
     scipys = scipy.stats.bootstrap((method, baseline), statistic, paired=True, n_resamples=20_000, method="percentile")

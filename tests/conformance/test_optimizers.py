@@ -1,0 +1,469 @@
+"""Every name of ``jaxreg.optim`` keeps the optimizer contract.
+
+Names are picked up from ``jaxreg.optim.__all__`` and driven by what their signatures say. A function that returns a
+gradient transformation is driven with the arguments of ``REQUIRED``, named states are met in what ``init`` returns, and
+any other function states its example arguments in ``HELPERS``. Options that change the shape of the state, or that a
+few steps would not reach, are further ``VARIANTS`` of their optimizer.
+"""
+
+import functools
+import inspect
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import TypeCheckError
+
+from jaxreg import optim
+from jaxreg.typing import ScalarLike, ScalarOrSchedule
+
+REQUIRED = {
+    "learning_rate": 0.03,
+    "inner": optax.adam(0.03),
+    "direction": optax.scale_by_adam(),
+}
+
+# What is made for long runs, at the scale of a run of some hundred steps.
+SHORT_RUN = {"reset_every": 50, "warmup_steps": 5}
+
+VARIANTS = [
+    ("scale_by_spam", dict(density=0.5)),
+    ("scale_by_spam", dict(reset_every=3, warmup_steps=2, grace_steps=1, threshold=2.0)),
+    ("spam", dict(density=0.5, reset_every=3, warmup_steps=2)),
+    ("spam", dict(weight_decay=0.1)),
+    ("momentum_reset", dict(reset_every=3, warmup_steps=2)),
+]
+
+
+class Helper(NamedTuple):
+    arrays: dict  # example arguments, which `jit` and `vmap` get
+    refused: dict  # for every argument a shape that does not fit the others
+
+
+HELPERS = {
+    "spike_clip": Helper(
+        dict(gradient=jnp.array([[100.0, -100.0, 70.0]]), second_moment=jnp.array([[1.0, 1.0, 1.0]])),
+        dict(gradient=(), second_moment=(3,)),
+    ),
+    "spike_score": Helper(dict(gradients=jnp.array([[1.0, 2.0], [-3.0, 0.5]])), dict(gradients=())),
+    "warmup_after_reset": Helper(dict(steps_since_reset=jnp.array(7)), dict(steps_since_reset=(2,))),
+}
+
+
+def is_transformation(function):
+    result = inspect.signature(function, eval_str=True).return_annotation
+    return isinstance(result, type) and issubclass(result, optax.GradientTransformation)
+
+
+STATES = {name: value for name in optim.__all__ if isinstance(value := getattr(optim, name), type)}
+FUNCTIONS = {name: getattr(optim, name) for name in optim.__all__ if name not in STATES}
+TRANSFORMATIONS = {name: function for name, function in FUNCTIONS.items() if is_transformation(function)}
+
+
+class Subject(NamedTuple):
+    """One way to call one transformation."""
+
+    name: str
+    options: dict
+
+    @property
+    def parameters(self):
+        return inspect.signature(TRANSFORMATIONS[self.name], eval_str=True).parameters
+
+    @property
+    def arguments(self):
+        required = [name for name, p in self.parameters.items() if p.default is inspect.Parameter.empty]
+        return {name: REQUIRED[name] for name in required} | self.options
+
+    @property
+    def traced(self):
+        """The hyperparameters that may be arrays."""
+        return [n for n, p in self.parameters.items() if p.annotation in (ScalarLike, ScalarOrSchedule)]
+
+    def make(self, **options):
+        return TRANSFORMATIONS[self.name](**self.arguments | options)
+
+    def make_descending(self):
+        """The optimizer for a short run; a direction gets a learning rate."""
+        transformation = self.make(**{n: value for n, value in SHORT_RUN.items() if n in self.parameters})
+        if {"learning_rate", "inner"} & self.arguments.keys():
+            return transformation
+        return optax.chain(transformation, optax.scale_by_learning_rate(REQUIRED["learning_rate"]))
+
+    def __hash__(self):
+        return hash(str(self))
+
+    def __str__(self):
+        return f"{self.name}({', '.join(f'{k}={v}' for k, v in self.options.items())})"
+
+
+SUBJECTS = [Subject(name, {}) for name in TRANSFORMATIONS] + [Subject(*variant) for variant in VARIANTS]
+
+every_subject = pytest.mark.parametrize("subject", SUBJECTS, ids=str)
+
+STEPS = 5
+SHAPES = {"scalar": (), "vector": (8,), "matrix": (8, 4), "cube": (2, 3, 8), "kernel": (2, 2, 4, 8)}
+
+
+def tree_of(shapes, key, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(key), len(shapes))
+    return {name: jax.random.normal(k, shape, dtype) for k, (name, shape) in zip(keys, shapes.items(), strict=True)}
+
+
+PARAMS = tree_of(SHAPES, 0)
+GRADIENTS = [tree_of(SHAPES, 1 + step) for step in range(STEPS)]
+
+
+def trajectory(optimizer, params=PARAMS, gradients=GRADIENTS, *, jit=jax.jit, state=None):
+    """The updates of every step, and the last state."""
+    update = jit(optimizer.update)
+    state = optimizer.init(params) if state is None else state
+    history = []
+    for gradient in gradients:
+        updates, state = update(gradient, state, params)
+        history.append(updates)
+    return history, state
+
+
+@functools.cache
+def expected(subject, names=tuple(SHAPES), dtype=jnp.float32):
+    """The trajectory of the bare transformation on some of the leaves, which the other ways to run it must match."""
+    params, *gradients = ({name: tree[name].astype(dtype) for name in names} for tree in (PARAMS, *GRADIENTS))
+    return trajectory(subject.make(), params, gradients)
+
+
+def restrict(tree, names):
+    return {name: tree[name] for name in names}
+
+
+def assert_close(actual, wanted, rtol=2e-5, atol=1e-6):
+    assert jax.tree.structure(actual) == jax.tree.structure(wanted)
+    jax.tree.map(lambda a, w: np.testing.assert_allclose(np.asarray(a), np.asarray(w), rtol, atol), actual, wanted)
+
+
+def assert_identical(actual, wanted):
+    assert jax.tree.structure(actual) == jax.tree.structure(wanted)
+    jax.tree.map(lambda a, w: np.testing.assert_array_equal(np.asarray(a), np.asarray(w)), actual, wanted)
+    assert jax.tree.map(jnp.result_type, actual) == jax.tree.map(jnp.result_type, wanted)
+
+
+def named_states(state):
+    """The types of all named tuples within a state."""
+    if hasattr(state, "_fields"):
+        yield type(state)
+    if isinstance(state, tuple | list):
+        for part in state:
+            yield from named_states(part)
+
+
+# Which names there are
+
+
+def test_every_name_is_driven():
+    met = {kind for subject in SUBJECTS for kind in named_states(jax.eval_shape(subject.make().init, PARAMS))}
+    unmet = {name for name, kind in STATES.items() if kind not in met}
+    unknown = FUNCTIONS.keys() - TRANSFORMATIONS.keys() - HELPERS.keys()
+    assert not unmet, f"no optimizer's init returns {sorted(unmet)}"
+    assert not unknown, f"state example arguments in HELPERS for {sorted(unknown)}"
+    assert HELPERS.keys() <= FUNCTIONS.keys()
+
+
+# How it can be run
+
+
+@every_subject
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_updates_have_the_shapes_and_dtypes_of_the_parameters(subject, dtype):
+    history, state = expected(subject, dtype=dtype)
+    for updates in history:
+        assert {name: (u.shape, u.dtype) for name, u in updates.items()} == {n: (s, dtype) for n, s in SHAPES.items()}
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves((history, state)))
+
+
+@every_subject
+def test_bfloat16_follows_float32(subject):
+    # A direction is a nonlinear function of rounded gradients: most entries agree to the rounding.
+    for name in SHAPES:
+        ours, wanted = (
+            np.array([updates[name] for updates in expected(subject, dtype=dtype)[0]], np.float32)
+            for dtype in (jnp.bfloat16, jnp.float32)
+        )
+        assert np.median(np.abs(ours - wanted)) <= 0.01 * np.max(np.abs(wanted)), name
+
+
+@every_subject
+@pytest.mark.parametrize("params", [{}, {"frozen": {}, "also": None}, {"none": jnp.zeros([0, 3])}], ids=repr)
+def test_empty_trees(subject, params):
+    history, _ = trajectory(subject.make(), params, [params] * 2)
+    assert_identical(history, [params] * 2)
+
+
+@every_subject
+def test_eager_equals_jit(subject):
+    assert_close(trajectory(subject.make(), jit=lambda f: f), expected(subject))
+
+
+@every_subject
+def test_scan_equals_loop(subject):
+    optimizer = subject.make()
+    stacked = jax.tree.map(lambda *g: jnp.stack(g), *GRADIENTS)
+
+    def body(state, gradient):
+        updates, state = optimizer.update(gradient, state, PARAMS)
+        return state, updates
+
+    state, history = jax.jit(lambda: jax.lax.scan(body, optimizer.init(PARAMS), stacked))()
+    wanted, wanted_state = expected(subject)
+    assert_close(history, jax.tree.map(lambda *u: jnp.stack(u), *wanted))
+    assert_close(state, wanted_state)
+
+
+@every_subject
+def test_vmap_over_seeds_equals_loop(subject):
+    optimizer = subject.make()
+
+    def run(params, gradients):
+        state = optimizer.init(params)
+        for gradient in gradients:
+            updates, state = optimizer.update(gradient, state, params)
+        return updates, state
+
+    params, gradients = jax.tree.map(lambda x: jnp.stack([x, -2 * x]), (PARAMS, GRADIENTS[:3]))
+    together, run = jax.jit(jax.vmap(run))(params, gradients), jax.jit(run)
+    alone = [run(*jax.tree.map(lambda x, i=i: x[i], (params, gradients))) for i in range(2)]
+    assert_close(together, jax.tree.map(lambda *x: jnp.stack(x), *alone))
+
+
+@every_subject
+def test_a_second_call_does_not_compile_again(subject):
+    optimizer, traces = subject.make(), []
+
+    @jax.jit
+    def step(gradients, state, params):
+        traces.append(None)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state = PARAMS, optimizer.init(PARAMS)
+    for gradient in GRADIENTS[:3]:
+        params, state = step(gradient, state, params)
+    assert len(traces) == 1
+
+
+@every_subject
+def test_state_starts_from_shapes_alone(subject):
+    optimizer = subject.make()
+    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), PARAMS)
+    assert_identical(optimizer.init(shapes), optimizer.init(PARAMS))
+
+
+# What it can be combined with
+
+
+@every_subject
+def test_chain_passes_everything_on(subject):
+    history, (_, state) = trajectory(optax.chain(optax.identity(), subject.make()))
+    assert_close((history, state), expected(subject))
+
+
+@every_subject
+def test_unexpected_extra_arguments(subject):
+    gradient = GRADIENTS[0]
+    for optimizer in (optax.chain(subject.make()), optax.with_extra_args_support(subject.make())):
+        updates, _ = optimizer.update(gradient, optimizer.init(PARAMS), PARAMS, value=1.0, unheard_of="x")
+        assert_close(updates, expected(subject)[0][0])
+
+
+@every_subject
+def test_masked_leaves_the_others_alone(subject):
+    mine = ("vector", "kernel")
+    mask = {name: name in mine for name in SHAPES}
+    history, _ = trajectory(optax.masked(subject.make(), mask))
+    assert_close([restrict(u, mine) for u in history], expected(subject, mine)[0])
+    others = SHAPES.keys() - mine
+    assert_identical([restrict(u, others) for u in history], [restrict(g, others) for g in GRADIENTS])
+
+
+@every_subject
+def test_partition_gives_it_its_part(subject):
+    mine = ("scalar", "matrix")
+    labels = {name: "mine" if name in mine else "sgd" for name in SHAPES}
+    history, _ = trajectory(optax.partition({"mine": subject.make(), "sgd": optax.sgd(1.0)}, labels))
+    assert_close([restrict(u, mine) for u in history], expected(subject, mine)[0])
+
+
+@every_subject
+def test_hyperparameters_can_be_injected(subject):
+    static = [name for name, value in subject.arguments.items() if name not in subject.traced and not callable(value)]
+    factory = optax.inject_hyperparams(TRANSFORMATIONS[subject.name], static_args=static)
+    optimizer = factory(**subject.arguments)
+    history, state = trajectory(optimizer)
+    assert_close((history, state.inner_state), expected(subject))
+    scalars = [n for n in subject.traced if subject.arguments.get(n, subject.parameters[n].default) is not None]
+    assert set(scalars) <= state.hyperparams.keys()
+    if "learning_rate" in scalars:
+        state.hyperparams["learning_rate"] = jnp.zeros([])
+        ((updates, *_), _) = trajectory(optimizer, state=state)
+        assert_identical(updates, jax.tree.map(lambda u: 0 * u, updates))
+
+
+@every_subject
+def test_multi_steps_takes_a_step_with_the_mean_gradient(subject):
+    halves = [jax.tree.map(lambda g, f=f: f * g, gradient) for gradient in GRADIENTS[:2] for f in (0.5, 1.5)]
+    optimizer = optax.MultiSteps(subject.make(), every_k_schedule=2).gradient_transformation()
+    history, _ = trajectory(optimizer, gradients=halves)
+    assert_identical(history[0], jax.tree.map(jnp.zeros_like, history[0]))
+    assert_close(history[1::2], expected(subject)[0][:2], rtol=1e-4)
+
+
+@every_subject
+def test_apply_if_finite_gets_over_a_nan(subject):
+    nan = jax.tree.map(lambda g: jnp.full_like(g, jnp.nan), GRADIENTS[0])
+    optimizer = optax.apply_if_finite(subject.make(), max_consecutive_errors=3)
+    history, state = trajectory(optimizer, gradients=[*GRADIENTS[:2], nan, *GRADIENTS[2:]])
+    assert_identical(history[2], jax.tree.map(jnp.zeros_like, nan))
+    assert_close((history[:2] + history[3:], state.inner_state), expected(subject))
+
+
+@every_subject
+def test_a_nan_gradient_is_no_error(subject):
+    nan = {**GRADIENTS[0], "matrix": GRADIENTS[0]["matrix"].at[1, 2].set(jnp.nan)}
+    history, _ = trajectory(subject.make(), gradients=[nan, GRADIENTS[1]])
+    assert jax.tree.map(jnp.shape, history[1]) == SHAPES
+
+
+@every_subject
+def test_map_params_reaches_what_mirrors_the_parameters(subject):
+    optimizer = subject.make()
+    state = optimizer.init(PARAMS)
+    assert_identical(optax.tree.map_params(optimizer, lambda x: x, state), state)
+    missed = optax.tree.map_params(optimizer, lambda _: None, state)
+    shapes = {leaf.shape for leaf in jax.tree.leaves(missed)}
+    assert not shapes & {shape for shape in SHAPES.values() if shape}
+
+
+@every_subject
+def test_a_checkpoint_resumes_bit_for_bit(subject, tmp_path):
+    optimizer = subject.make()
+    _, state = trajectory(optimizer, gradients=GRADIENTS[:2])
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "state", jax.eval_shape(optimizer.init, PARAMS))
+    assert_identical(restored, state)
+    history, state = trajectory(optimizer, gradients=GRADIENTS[2:], state=restored)
+    assert_identical((history, state), (expected(subject)[0][2:], expected(subject)[1]))
+
+
+# On eight devices
+
+SPECS = {
+    "sharded": {
+        "scalar": P(),
+        "vector": P("data"),
+        "matrix": P("data", "model"),
+        "cube": P("model", None, "data"),
+        "kernel": P(None, "model", None, ("data",)),
+    },
+    "replicated": dict.fromkeys(SHAPES, P()),
+}
+
+
+@every_subject
+@pytest.mark.parametrize("layout", SPECS)
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def test_eight_devices_give_the_numbers_of_one(subject, layout, axis_type):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(axis_type, axis_type))
+    shardings = {name: NamedSharding(mesh, spec) for name, spec in SPECS[layout].items()}
+    params, gradients = jax.device_put(PARAMS, shardings), [jax.device_put(g, shardings) for g in GRADIENTS[:3]]
+    with jax.set_mesh(mesh):
+        history, state = trajectory(subject.make(), params, gradients)
+    assert_close(history, expected(subject)[0][:3])
+    for name, sharding in shardings.items():
+        for updates in history:
+            assert updates[name].sharding.is_equivalent_to(sharding, updates[name].ndim), name
+        mirrors = [leaf for leaf in jax.tree.leaves(state) if SHAPES[name] and leaf.shape == SHAPES[name]]
+        for leaf in mirrors:
+            assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim), name
+
+
+# Whether it optimizes
+
+
+def parabola(x):
+    return jnp.sum(jnp.array([1.0, 4.0]) * jnp.square(x - jnp.array([0.7, -0.4])))
+
+
+def rosenbrock(x):
+    return jnp.square(1 - x[0]) + 100 * jnp.square(x[1] - jnp.square(x[0]))
+
+
+@every_subject
+@pytest.mark.parametrize(("loss", "steps"), [(parabola, 400), (rosenbrock, 3000)], ids=["parabola", "rosenbrock"])
+def test_it_minimises(subject, loss, steps):
+    optimizer = subject.make_descending()
+
+    def body(carry, _):
+        params, state = carry
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    def run(start):
+        return jax.lax.scan(body, (start, optimizer.init(start)), length=steps)[0][0]
+
+    start = jnp.zeros(2)
+    assert loss(jax.jit(run)(start)) < 0.05 * loss(start)
+
+
+@every_subject
+def test_zero_gradients_move_nothing(subject):
+    optimizer = subject.make(**({"weight_decay": 0.0} if "weight_decay" in subject.parameters else {}))
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    history, state = trajectory(optimizer, gradients=[zeros] * 4)
+    assert_close(history, [zeros] * 4, atol=0)
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state))
+
+
+# What it refuses
+
+
+@pytest.mark.parametrize(
+    ("subject", "hyperparameter"),
+    [(subject, name) for subject in SUBJECTS if subject.options == {} for name in subject.traced],
+    ids=str,
+)
+def test_a_hyperparameter_of_the_wrong_shape_is_named(subject, hyperparameter):
+    with pytest.raises(TypeCheckError, match=rf"parameter:? '?{hyperparameter}"):
+        subject.make(**{hyperparameter: jnp.ones(2)})
+
+
+# The functions that optimizers are made of
+
+every_helper = pytest.mark.parametrize(("name", "helper"), HELPERS.items(), ids=HELPERS)
+
+
+@every_helper
+def test_helper_under_jit_and_vmap(name, helper):
+    function = FUNCTIONS[name]
+    wanted = function(**helper.arrays)
+    assert_close(jax.jit(lambda a: function(**a))(helper.arrays), wanted)
+    stacked = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), helper.arrays)
+    together = jax.vmap(lambda a: function(**a))(stacked)
+    alone = [function(**jax.tree.map(lambda x, i=i: x[i], stacked)) for i in range(2)]
+    assert_close(together, jax.tree.map(lambda *x: jnp.stack(x), *alone))
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"), [(name, argument) for name, helper in HELPERS.items() for argument in helper.refused]
+)
+def test_helper_names_the_argument_of_the_wrong_shape(name, argument):
+    helper = HELPERS[name]
+    assert helper.refused.keys() == helper.arrays.keys()
+    with pytest.raises(TypeCheckError, match=argument):
+        FUNCTIONS[name](**helper.arrays | {argument: jnp.ones(helper.refused[argument])})

@@ -1,0 +1,52 @@
+"""The README's commands and code are those that work."""
+
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import experiments.__main__ as command_line
+from experiments.harness import registry
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_tour_runs():
+    (tour,) = blocks("python")
+    names = {}
+    exec(compile(tour, "README.md", "exec"), names)
+    assert names["params"]["w"].shape == (64, 10)
+    assert (names["params"]["w"] != 0).any()
+
+
+def test_the_claims_it_runs_exist():
+    commands = [shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines()]
+    run = [words for words in commands if words[:4] == ["python", "-m", "experiments", "run"]]
+    assert len(run) >= 3
+    for words in run:
+        slugs = [word for word in words[4:] if word.isidentifier()]
+        assert slugs
+        for slug in slugs:
+            registry.find(slug)
+
+
+def test_the_list_it_shows_works(capsys):
+    assert command_line.main(["list", "optim", "--search", "momentum"]) == 0
+    assert "spam" in capsys.readouterr().out
+
+
+def test_the_files_it_links_to_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_importing_jaxreg_imports_nothing_else():
+    code = "import sys; before = set(sys.modules); import jaxreg; print(sorted(set(sys.modules) - before))"
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert not re.search(r"'(jax|numpy|optax|flax|jaxtyping|beartype)[.']", output), output
