@@ -82,7 +82,16 @@ def _coloured(verdict: str) -> tuple[str, str]:
 
 def _table(comparison: Result, seeds: int) -> Table:
     diverged = any(measured["diverged"] for measured in comparison["arms"].values())
-    table = Table("arm", "tuned", "score", "95% interval", "method's gain", title=comparison["metric"], box=SIMPLE)
+    table = Table(
+        "arm",
+        "tuned",
+        "score",
+        "95% interval",
+        "method's gain",
+        title=comparison["metric"],
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
     if diverged:
         table.add_column("diverged")
     for arm, measured in comparison["arms"].items():
