@@ -6,6 +6,8 @@ moment expects, (2) sets both moments to zero every few hundred steps, and (3) c
 the parameters only, drawn anew at every reset, to save memory.
 """
 
+import functools
+import itertools
 import math
 from collections import Counter
 from typing import Any, NamedTuple
@@ -13,6 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental.shard_alike import shard_alike
+from jax.sharding import AxisType
 
 from jaxreg.optim.descend import descend
 from jaxreg.optim.momentum_reset import warmup_after_reset
@@ -146,11 +150,10 @@ def scale_by_spam(
     check_range("grace_steps", grace_steps, "[0, inf)")
     check_range("density", density, "(0, 1]")
 
-    def draw(tree, period):
-        return _draw_entries(tree, density, seed, period)
-
     def init(params):
-        index = None if density is None else draw(params, 0)
+        index = None
+        if density is not None:
+            index = jax.tree.unflatten(jax.tree.structure(params), _draw_entries(_sizes(params), density, seed, 0))
 
         def zeros():
             return jax.tree.map(
@@ -168,7 +171,9 @@ def scale_by_spam(
         reset = since == 0
         index = state.index
         if density is not None:
-            index = jax.lax.cond(reset, lambda: draw(updates, n // reset_every), lambda: state.index)
+            leaves, structure = jax.tree.flatten(index)
+            leaves = _draw_entries_if(reset, leaves, _sizes(updates), density, seed, n // reset_every)
+            index = jax.tree.unflatten(structure, leaves)
 
         def forget(moment):
             return jnp.where(reset, 0.0, moment)
@@ -267,32 +272,41 @@ def spam(
     )
 
 
-def _draw_entries(tree, density, seed, period):
-    """Flat positions of the entries of each leaf that own moments during a period between two resets.
+@functools.partial(jax.jit, static_argnames=("sizes", "density"))
+def _draw_entries(sizes, density, seed, period):
+    """Flat positions of the entries of leaves of these sizes that own moments in a period between two resets.
 
     One entry from each of ``int(density * size)`` equal strata, all rotated at random: the count is exact, every entry
-    is equally likely, and it takes neither a sort nor memory for the entries not chosen. Leaves of one size are drawn
-    together: a generator for each of 300 leaves took XLA 400 seconds to compile.
+    is equally likely, and it takes neither a sort nor memory for the entries not chosen. All leaves share one call of
+    the generator, those of one size everything: apart, XLA took 400 seconds to compile the drawing for 300 leaves.
     """
 
-    def draw(key, size, leaves):
-        chosen = max(1, int(density * size))
+    def draw(bits, size, chosen):
         narrow, wider = divmod(size, chosen)
         stratum = jnp.arange(chosen, dtype=jnp.uint32)
-        bits = jax.random.bits(key, [leaves, chosen + 1], jnp.uint32)
         within = bits[:, 1:] % (narrow + (stratum < wider))
         rotation = bits[:, :1] % size
-        return (stratum * narrow + jnp.minimum(stratum, wider) + within + rotation) % size
+        return ((stratum * narrow + jnp.minimum(stratum, wider) + within + rotation) % size).astype(jnp.int32)
 
-    leaves, structure = jax.tree.flatten(tree)
-    sizes = [math.prod(leaf.shape) for leaf in leaves]
-    alike = Counter(sizes)
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), period), len(alike))
+    alike = Counter(size for size in sizes if size)
+    chosen = {size: max(1, int(density * size)) for size in alike}
+    ends = list(itertools.accumulate(count * (1 + chosen[size]) for size, count in alike.items()))
+    key = jax.random.fold_in(jax.random.key(seed), period)
+    bits = jnp.split(jax.random.bits(key, [ends[-1] if ends else 0], jnp.uint32), ends[:-1])
     drawn = {
-        size: iter(draw(key, size, count).astype(jnp.int32) if size else jnp.zeros([count, 0], jnp.int32))
-        for key, (size, count) in zip(keys, alike.items(), strict=True)
+        size: iter(draw(part.reshape(alike[size], -1), size, chosen[size]))
+        for part, size in zip(bits, alike, strict=False)
     }
-    return structure.unflatten([next(drawn[size]) for size in sizes])
+    return [next(drawn[size]) if size else jnp.zeros([0], jnp.int32) for size in sizes]
+
+
+@functools.partial(jax.jit, static_argnames=("sizes", "density"))
+def _draw_entries_if(reset, index, sizes, density, seed, period):
+    return jax.lax.cond(reset, lambda: _draw_entries(sizes, density, seed, period), lambda: index)
+
+
+def _sizes(tree):
+    return tuple(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 # An infinite threshold at v = 0 makes the largest square NaN, which compares false: not clipped, as it should be.
@@ -311,7 +325,11 @@ def _clip_square(gradient, largest_square):
 def _gather(tree, index):
     if index is None:
         return tree
-    return jax.tree.map(lambda leaf, i: leaf.reshape(-1)[i], tree, index)
+
+    def gather(leaf, i):
+        return jnp.ravel(leaf)[i]
+
+    return jax.tree.map(lambda leaf, i: _with_any_sharding(gather, jax.typeof(i).sharding, leaf)(leaf, i), tree, index)
 
 
 def _scatter(tree, index, like):
@@ -320,6 +338,15 @@ def _scatter(tree, index, like):
 
     def scatter(leaf, i, to):
         flat = jnp.zeros([to.size], to.dtype).at[i].set(leaf.astype(to.dtype), unique_indices=True)
-        return flat.reshape(to.shape)
+        return shard_alike(flat.reshape(to.shape), to)[0]
 
-    return jax.tree.map(scatter, tree, index, like)
+    return jax.tree.map(
+        lambda leaf, i, to: _with_any_sharding(scatter, jax.typeof(to).sharding, to)(leaf, i, to), tree, index, like
+    )
+
+
+def _with_any_sharding(function, out_sharding, leaf):
+    """Lets the compiler shard what flattens a leaf: with explicit axes that would have no unique sharding."""
+    if AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types:
+        return jax.sharding.auto_axes(function, out_sharding=out_sharding)
+    return function
