@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import tyro
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -141,19 +142,19 @@ def measure(name: str, shapes: Mapping, *, repeats: int) -> dict[str, object]:
 
 
 def table(result: Mapping) -> Table:
-    """The rows as a table for the terminal."""
+    """The rows as a table for the terminal, milliseconds a step, bytes of state a parameter."""
     title = f"{result['parameters'] / 1e6:.3g} M parameters in {result['leaves']} leaves, {result['backend']}"
-    grid = Table(title=title)
-    grid.add_column("optimizer")
-    for header in ("step / adamw's", "quartiles", "step ms", "state bytes / parameter", "compile s", "/ adamw's"):
-        grid.add_column(header, justify="right")
+    grid = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    grid.add_column("optimizer", no_wrap=True, min_width=max(len(row["name"]) for row in result["rows"]))
+    for header in ("ms", "/ adamw", "quartiles", "bytes", "compile s", "/ adamw"):
+        grid.add_column(header, justify="right", no_wrap=True)
     for row in result["rows"]:
         low, high = row["ratio_quartiles"]
         grid.add_row(
             row["name"],
-            f"{row['ratio']:.3f}",
-            f"{low:.3f} - {high:.3f}",
             f"{row['step_ms']:.2f}",
+            f"{row['ratio']:.3f}",
+            f"{low:.2f}-{high:.2f}",
             f"{row['state_bytes_per_parameter']:.2f}",
             f"{row['compile_s']:.2f}",
             f"{row['compile_s'] / row['peer_compile_s']:.2f}",
@@ -218,6 +219,6 @@ def _problem(*, size, leaves, repeats, only, out):
 
 def _write_atomically(path, text):
     """Writes a file so that whoever looks, whenever, finds the old one or the new one."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
-        file.write(text)
-    os.replace(file.name, path)
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    os.replace(new, path)
