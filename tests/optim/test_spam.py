@@ -41,7 +41,8 @@ def directions(transformation, gradients):
 def spiky_gradients(steps, shape=(3, 5)):
     key_size, key_where = jax.random.split(jax.random.key(0))
     gradients = jax.random.normal(key_size, (steps, *shape))
-    return jnp.where(jax.random.bernoulli(key_where, 0.02, gradients.shape), 1e3 * gradients, gradients)
+    spikes = jax.random.bernoulli(key_where, 0.02, gradients.shape)
+    return np.asarray(jnp.where(spikes, 1e3 * gradients, gradients))  # XLA compiles the unpacking of a JAX array
 
 
 def test_directions_follow_the_paper_through_spikes_resets_and_warmups():
