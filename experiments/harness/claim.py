@@ -60,7 +60,8 @@ class Comparison:
         says: what is compared, in a few words.
         baselines: the arms to beat; by default those of each criterion.
         method: the arm judged; the claim's by default.
-        settings: keyword arguments of ``run`` that hold for all arms of the comparison (the condition).
+        settings: keyword arguments of ``run`` that hold for all arms of the comparison (the condition). What is tuned
+            otherwise is fixed where it stands here.
     """
 
     says: str
@@ -88,6 +89,7 @@ class Claim(Criterion):
         beside: comparisons that are reported and have no part in the verdict.
         same_runs: methods applied after training: one run serves every arm, ``run`` takes no ``arm`` and its figures
             are ``{arm: value}``. Hyperparameters are then those best for the strongest baseline.
+        finding: what is made of the verdict, in particular why a claim fails although the code is right.
         steps: budget of one run, passed to ``run``.
         smoke_steps: the same for ``--smoke``.
         seeds: runs per arm that are measured.
@@ -106,6 +108,7 @@ class Claim(Criterion):
     also: tuple[Criterion, ...] = ()
     beside: tuple[Comparison, ...] = ()
     same_runs: bool = False
+    finding: str = ""
     steps: int
     smoke_steps: int = 4
     seeds: int = 8

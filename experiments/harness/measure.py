@@ -131,6 +131,11 @@ class Plan:
         baselines = comparison.baselines or criterion.baselines or self.claim.baselines
         return [*baselines, comparison.method or self.claim.method]
 
+    def points(self, arm: str, comparison: Comparison) -> list[dict[str, float]]:
+        """What is tried for an arm: its grid, but for what the comparison sets."""
+        grid = self.claim.grid_of(arm)
+        return points({name: values for name, values in grid.items() if name not in comparison.settings})
+
     def runs(self, arm: str, comparison: Comparison, point: Mapping[str, float], stream: int, seeds: int):
         """One run per point of the axis (rows) and seed (columns)."""
         base, variant = self.claim.resolve(arm)
@@ -196,6 +201,7 @@ def measure(
         "title": claim.paper,
         "arxiv": claim.arxiv,
         "claim": claim.says,
+        "finding": claim.finding,
         "verdict": statistics.conjunction([c["verdict"] for c in criteria]),
         "effect": criteria[0]["effect"],
         "interval": criteria[0]["interval"],
@@ -230,7 +236,7 @@ def _tune(claim: Claim, plan: Plan, runner: Runner, tuning_seeds: int, seeds: in
         for arm in plan.arms(comparison, criterion)
     }
     wanted = {
-        key: [plan.runs(key[2], comparison, point, TUNING, tuning_seeds) for point in points(claim.grid_of(key[2]))]
+        key: [plan.runs(key[2], comparison, point, TUNING, tuning_seeds) for point in plan.points(key[2], comparison)]
         for key, (comparison, _) in cases.items()
     }
     searched = [rows for rows_of_points in wanted.values() if len(rows_of_points) > 1 for rows in rows_of_points]
@@ -244,8 +250,8 @@ def _tune(claim: Claim, plan: Plan, runner: Runner, tuning_seeds: int, seeds: in
         return [value if math.isfinite(value) else math.inf for value in values]
 
     best = {}
-    for key in cases:
-        grid = points(claim.grid_of(key[2]))
+    for key, (comparison, _) in cases.items():
+        grid = plan.points(key[2], comparison)
         best[key] = (0.0, grid[0]) if len(grid) == 1 else min(zip(losses(key), grid, strict=True), key=lambda p: p[0])
     if claim.same_runs:
         for case in cases.values():

@@ -145,6 +145,8 @@ def markdown(results: list[Result], folder: str = "results") -> str:
 def _details(result: Result, folder: str) -> list[str]:
     source = f"arXiv {result['arxiv']}" if result["arxiv"][:1].isdigit() else result["arxiv"]
     lines = [f"### {result['slug']}: {result['title']}", "", f"{result['claim']} ({source})", ""]
+    if result["finding"]:
+        lines += [f"*Finding:* {result['finding']}", ""]
     for comparison in result["criteria"]:
         lines += [f"{comparison['metric']}, to be {rule(comparison)}: **{comparison['verdict']}**", ""]
         lines += _arms(comparison)

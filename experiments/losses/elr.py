@@ -41,8 +41,15 @@ CLAIM = Claim(
     ),
     method="elr",
     baselines=("cross_entropy",),
-    grid={"learning_rate": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)},
-    beside=(Comparison("cross-entropy stopped at its best held-out noisy accuracy", baselines=("early_stopped",)),),
+    grid={"learning_rate": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)},
+    beside=(
+        Comparison("cross-entropy stopped at its best held-out noisy accuracy", baselines=("early_stopped",)),
+        Comparison("both at learning rate 1e-3", settings={"learning_rate": 1e-3}),
+    ),
+    finding="Tuned like ELR, cross-entropy chooses a learning rate some 30 times smaller, too small to memorize in "
+    "this many steps: early stopping by other means. It then memorizes as little as ELR and is 4 to 5 points less "
+    "accurate. At the learning rate ELR prefers, ELR is over 20 points more accurate and memorizes almost nothing, as "
+    "published.",
     steps=3000,
     seeds=16,
 )

@@ -38,7 +38,12 @@ CLAIM = Claim(
     beside=(
         Comparison("LDR-KL, one temperature for all examples, against cross-entropy", method="ldr_kl"),
         Comparison("ALDR-KL against LDR-KL", baselines=("ldr_kl",)),
+        Comparison("ALDR-KL against LDR-KL with ALDR-KL's normalisation", baselines=("ldr_kl_l1",)),
+        Comparison("ALDR-KL with LDR-KL's normalisation, against cross-entropy", method="aldr_kl_softplus"),
     ),
+    finding="ALDR-KL is tuned to the temperature 10, at which it adapts to examples so little that it equals LDR-KL "
+    "with the same normalisation of the scores (by their mean absolute value). LDR-KL's own normalisation (softplus "
+    "over its mean) is what makes the difference: with it either loss gains over 3 points.",
     steps=1500,
     seeds=16,
 )
@@ -56,10 +61,11 @@ def run(key, arm, *, learning_rate, steps, temperature=1.0):
     def loss(params, state, key):
         chosen = jax.random.randint(key, [BATCH], 0, TRAIN)
         logits, labels = model.apply(params, train_x[chosen]), train_y[chosen]
-        if arm == "aldr_kl":
-            losses, state = aldr_kl(state, logits, labels, chosen, temperature=temperature)
-        elif arm == "ldr_kl":
-            losses = ldr_kl(logits, labels, temperature=temperature)
+        normalize = "l1_mean" if arm in ("aldr_kl", "ldr_kl_l1") else "softplus_mean"
+        if arm.startswith("aldr_kl"):
+            losses, state = aldr_kl(state, logits, labels, chosen, temperature=temperature, normalize=normalize)
+        elif arm.startswith("ldr_kl"):
+            losses = ldr_kl(logits, labels, temperature=temperature, normalize=normalize)
         else:
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return losses.mean(), state

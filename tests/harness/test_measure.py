@@ -100,6 +100,14 @@ def test_comparisons_beside_have_their_own_effect_and_no_part_in_the_verdict():
     assert result["verdict"] == "holds"
 
 
+def test_a_comparison_can_fix_what_is_tuned_otherwise():
+    beside = (Comparison("both at 0.01", settings={"learning_rate": 0.01}),)
+    (fixed,) = measure(claim(beside=beside), run, seeds=4)["beside"]
+    seeds = np.array(uniforms(0, range(4)))
+    np.testing.assert_allclose(fixed["arms"]["good"]["scores"], 8 + 1 + seeds, rtol=1e-6)
+    np.testing.assert_allclose(fixed["arms"]["bad"]["scores"], 10 + 4 + seeds, rtol=1e-6)
+
+
 def test_the_axis_of_a_claim_is_averaged_over_and_not_tuned():
     result = measure(claim(grid={}, axis={"learning_rate": (0.1, 1.0)}), run, seeds=4)
     arms = result["criteria"][0]["arms"]

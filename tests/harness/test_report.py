@@ -21,8 +21,9 @@ def comparison(**changes):
 @pytest.fixture
 def result():
     return dict(
-        slug="spam", title="A title", arxiv="2501.06842", claim="New beats old.", verdict="holds", effect=0.123,
-        interval=[0.1, 0.15], method="new", criteria=[comparison()], seeds=2, seed_offset=5, tuning_seeds=4, steps=100,
+        slug="spam", title="A title", arxiv="2501.06842", claim="New beats old.", finding="It is new.", verdict="holds",
+        effect=0.123, interval=[0.1, 0.15], method="new", criteria=[comparison()], seeds=2, seed_offset=5,
+        tuning_seeds=4, steps=100,
         beside=[{"says": "on Mars", "settings": {}, **comparison(effect=-0.01, interval=[-0.02, 0.0])}],
         curves={"old": [[3, 2], [3, 2], [3, 2]], "new": [[3, 1], [3, 1], [3, 1]]}, smoke=False, wall_seconds=1.0,
         backend="cpu", devices="1 x cpu", versions={},
@@ -69,6 +70,7 @@ def test_the_report_is_made_from_the_files_alone_and_always_the_same(tmp_path, r
     document = written[0][0].decode()
     assert "1 claims: 1 holds, 0 inconclusive, 0 fails." in document
     assert "## optim" in document
+    assert "*Finding:* It is new." in document
     assert "| new | learning_rate 0.01 | 1.5 | [1.9, 2.1] | 0.25 |" in document
     assert "- on Mars: loss (nats), new 1.5 against old 2, -1.0% [-2.0, 0.0]" in document
     assert written[0][1].startswith(b"\x89PNG")
@@ -79,6 +81,7 @@ def test_committed_results_are_whole_and_of_existing_claims():
         claim, _ = registry.find(result["slug"]).load()
         assert not result["smoke"]
         assert result["claim"] == claim.says, f"{result['slug']} was measured for another claim: run it again"
+        assert result["finding"] == claim.finding
         assert result["seeds"] == claim.seeds
         assert result["steps"] == claim.steps
         assert (results.RESULTS / f"{result['slug']}.png").exists()
