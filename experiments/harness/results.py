@@ -14,6 +14,11 @@ import jax
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
+REQUIRED = {
+    *("slug", "title", "arxiv", "claim", "finding", "verdict", "effect", "interval", "method", "criteria", "beside"),
+    *("curves", "seeds", "seed_offset", "steps", "smoke", "wall_seconds", "backend"),
+}
+
 
 class OutputError(Exception):
     """The output directory cannot be used."""
@@ -77,9 +82,11 @@ def read_all(directory: Path) -> list[dict[str, Any]]:
     for path in sorted(directory.glob("*.json")):
         try:
             result = json.loads(path.read_text())
-            result["slug"], result["verdict"], result["criteria"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ResultError(f"{path} is not a result of a claim: {error!r}") from error
+        except ValueError as error:
+            raise ResultError(f"{path} is not a result of a claim: {error}") from error
+        missing = REQUIRED - set(result if isinstance(result, dict) else ())
+        if missing:
+            raise ResultError(f"{path} is not a result of a claim: it lacks {', '.join(sorted(missing))}")
         results.append(result)
     return results
 

@@ -47,6 +47,8 @@ CLAIM = Claim(
     baselines=("one_sample",),
     grid={"learning_rate": (1e-3, 3e-3, 1e-2, 2e-2, 4e-2)},
     beside=(Comparison("one sample and as many multiplications (batch 148)", baselines=("one_sample_batch_148",)),),
+    finding="The gain is one per step: a batch of 148 with one sample, which costs as many multiplications, needs "
+    "fewer steps still. Eight samples pay where the trunk, which is passed once, costs far more than the head.",
     steps=300,
 )
 

@@ -47,9 +47,9 @@ CLAIM = Claim(
         Comparison("both at learning rate 1e-3", settings={"learning_rate": 1e-3}),
     ),
     finding="Tuned like ELR, cross-entropy chooses a learning rate some 30 times smaller, too small to memorize in "
-    "this many steps: early stopping by other means. It then memorizes about as little as ELR and is 3 to 5 points less "
-    "accurate. At the learning rate ELR prefers, ELR is over 20 points more accurate and memorizes almost nothing, as "
-    "published.",
+    "this many steps: early stopping by other means. It then memorizes about as little as ELR and is 3 to 5 points "
+    "less accurate. At the learning rate ELR prefers, ELR is over 20 points more accurate and memorizes almost "
+    "nothing, as published.",
     steps=3000,
     seeds=16,
 )

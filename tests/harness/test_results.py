@@ -34,9 +34,9 @@ def test_an_unusable_directory_is_named(tmp_path):
 
 
 def test_a_file_that_is_no_result_is_named(tmp_path):
-    for content in ("{", "[]", '{"slug": "x"}'):
+    for content, reason in (("{", "Expecting"), ("[]", "lacks"), ('{"slug": "x"}', "it lacks arxiv, backend")):
         (tmp_path / "broken.json").write_text(content)
-        with pytest.raises(results.ResultError, match=r"broken.json is not a result"):
+        with pytest.raises(results.ResultError, match=rf"broken.json is not a result of a claim: .*{reason}"):
             results.read_all(tmp_path)
 
 
