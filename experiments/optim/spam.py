@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from experiments.harness import data, models
 from experiments.harness.claim import Claim, Comparison
+from experiments.harness.language import char_task
 from experiments.harness.training import train
 from jaxreg.optim import spam
 
-CONTEXT, BATCH = 8, 128
 CLASSES = 64
 
 CLAIM = Claim(
@@ -67,19 +66,8 @@ def run(
     spike_scale=1000.0,
 ):
     """Trains one model; the score is its loss on the last tenth of the text."""
-    text = data.documentation(classes=CLASSES)
-    model = models.CharMlp(CLASSES)
     key_init, key_train = jax.random.split(key)
-    params = model.init(key_init, jnp.zeros([1, CONTEXT], jnp.int32))
-
-    def cross_entropy(params, symbols, positions):
-        windows = jnp.asarray(symbols, jnp.int32)[positions[:, None] + jnp.arange(CONTEXT + 1)]
-        logits = model.apply(params, windows[:, :-1])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, -1]).mean()
-
-    def loss(params, state, key):
-        positions = jax.random.randint(key, [BATCH], 0, len(text.train) - CONTEXT)
-        return cross_entropy(params, text.train, positions), state
+    task = char_task(key_init, classes=CLASSES)
 
     def spike(key, gradients):
         flat, unravel = ravel_pytree(gradients)
@@ -90,9 +78,6 @@ def run(
         struck &= jax.random.bernoulli(key_whether, spike_probability)
         return unravel(flat.at[where].multiply(jnp.where(struck, spike_scale, 1.0)))
 
-    def measure(params, state):
-        return cross_entropy(params, text.validation, jnp.arange(0, len(text.validation) - CONTEXT, 8))
-
     schedule = optax.cosine_decay_schedule(learning_rate, steps)
     optimizer = {
         "adam": lambda: optax.adam(schedule),
@@ -100,5 +85,7 @@ def run(
         "adam_value_clip": lambda: optax.chain(optax.clip(clip), optax.adam(schedule)),
         "spam": lambda: spam(schedule, threshold=threshold),
     }[arm]()
-    params, _, curve = train(key_train, params, optimizer, loss, steps=steps, distort=spike, measure=measure)
+    _, _, curve = train(
+        key_train, task.params, optimizer, task.loss, steps=steps, distort=spike, measure=task.validation_loss
+    )
     return {"score": curve[-1], "curve": curve}
