@@ -100,7 +100,7 @@ def run_claims(args: Run) -> int:
         except KeyboardInterrupt:
             console.print(f"interrupted while measuring {entry.slug}: nothing of it was written", style="red")
             return INTERRUPTED
-        save(result, out)
+        save({"family": entry.family, **result}, out)
     return 0
 
 

@@ -13,7 +13,6 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from experiments.harness import registry
 from experiments.harness.results import read_all, write_atomically
 
 Result = dict[str, Any]
@@ -128,17 +127,12 @@ def markdown(results: list[Result], folder: str = "results") -> str:
     ]
     counts = {verdict: sum(r["verdict"] == verdict for r in results) for verdict in COLOURS}
     lines += [f"{len(results)} claims: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()) + ".", ""]
-    entries = registry.entries()
-    families = sorted({entries[r["slug"]].family for r in results if r["slug"] in entries})
-    groups = [(family, [r for r in results if r["slug"] in entries and entries[r["slug"]].family == family])
-              for family in families]  # fmt: skip
-    groups.append(("without a claim file", [r for r in results if r["slug"] not in entries]))
-    for family, members in groups:
-        if members:
-            lines += [f"## {family}", "", "| slug | claim | effect | verdict | |", "| --- | --- | --- | --- | --- |"]
-            lines += [*map(one_line, members), ""]
-            for result in members:
-                lines += _details(result, folder)
+    for family in sorted({result["family"] for result in results}):
+        members = [result for result in results if result["family"] == family]
+        lines += [f"## {family}", "", "| slug | claim | effect | verdict | |", "| --- | --- | --- | --- | --- |"]
+        lines += [*map(one_line, members), ""]
+        for result in members:
+            lines += _details(result, folder)
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -15,9 +15,10 @@ import jax
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 REQUIRED = {
-    *("slug", "title", "arxiv", "claim", "finding", "verdict", "effect", "interval", "method", "criteria", "beside"),
-    *("curves", "seeds", "seed_offset", "steps", "smoke", "wall_seconds", "backend"),
+    *("family", "slug", "title", "arxiv", "claim", "finding", "verdict", "effect", "interval", "method", "criteria"),
+    *("beside", "curves", "seeds", "seed_offset", "steps", "smoke", "wall_seconds", "backend"),
 }
+"""What a result must hold."""
 
 
 class OutputError(Exception):

@@ -21,13 +21,29 @@ def comparison(**changes):
 @pytest.fixture
 def result():
     return dict(
-        slug="spam", title="A title", arxiv="2501.06842", claim="New beats old.", finding="It is new.", verdict="holds",
-        effect=0.123, interval=[0.1, 0.15], method="new", criteria=[comparison()], seeds=2, seed_offset=5,
-        tuning_seeds=4, steps=100,
+        family="optim",
+        slug="spam",
+        title="A title",
+        arxiv="2501.06842",
+        claim="New beats old.",
+        finding="It is new.",
+        verdict="holds",
+        effect=0.123,
+        interval=[0.1, 0.15],
+        method="new",
+        criteria=[comparison()],
+        seeds=2,
+        seed_offset=5,
+        tuning_seeds=4,
+        steps=100,
         beside=[{"says": "on Mars", "settings": {}, **comparison(effect=-0.01, interval=[-0.02, 0.0])}],
-        curves={"old": [[3, 2], [3, 2], [3, 2]], "new": [[3, 1], [3, 1], [3, 1]]}, smoke=False, wall_seconds=1.0,
-        backend="cpu", devices="1 x cpu", versions={},
-    )  # fmt: skip
+        curves={"old": [[3, 2], [3, 2], [3, 2]], "new": [[3, 1], [3, 1], [3, 1]]},
+        smoke=False,
+        wall_seconds=1.0,
+        backend="cpu",
+        devices="1 x cpu",
+        versions={},
+    )
 
 
 def shown(result):
@@ -80,6 +96,7 @@ def test_committed_results_are_whole_and_of_existing_claims():
     for result in results.read_all(results.RESULTS):
         claim, _ = registry.find(result["slug"]).load()
         assert not result["smoke"]
+        assert result["family"] == registry.find(result["slug"]).family
         assert result["claim"] == claim.says, f"{result['slug']} was measured for another claim: run it again"
         assert result["finding"] == claim.finding
         assert result["seeds"] == claim.seeds
