@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from jaxreg import losses as losses
     from jaxreg import metrics as metrics
     from jaxreg import optim as optim
+    from jaxreg import schedules as schedules
 
-_SUBPACKAGES = ("data", "layers", "losses", "metrics", "optim")
+_SUBPACKAGES = ("data", "layers", "losses", "metrics", "optim", "schedules")
 
 __all__ = ["__version__", *_SUBPACKAGES]
 

@@ -12,10 +12,12 @@ from jaxreg.metrics.reliable import (
     probability_of_improvement,
     stratified_bootstrap,
 )
+from jaxreg.metrics.river_valley import RiverProgress, river_progress, river_valley_loss
 
 __all__ = [
     "Interval",
     "LabelOutcomes",
+    "RiverProgress",
     "early_learning_alignment",
     "interval",
     "iqm",
@@ -25,5 +27,7 @@ __all__ = [
     "optimality_gap",
     "performance_profile",
     "probability_of_improvement",
+    "river_progress",
+    "river_valley_loss",
     "stratified_bootstrap",
 ]
