@@ -1,4 +1,4 @@
-"""Ranges of hyperparameters."""
+"""What hyperparameters and arguments must satisfy."""
 
 import numbers
 
@@ -27,3 +27,20 @@ def check_range(name: str, value: object, interval: str) -> None:
     below = value <= high if interval[-1] == "]" else value < high
     if not (above and below):
         raise ValueError(f"{name} must be in {interval}, got {value}")
+
+
+def check_params(params: object) -> None:
+    """Raises unless the ``update`` of an optimizer got the parameters.
+
+    >>> check_params(None)
+    Traceback (most recent call last):
+    ValueError: this transformation needs the current parameters: call update(updates, state, params)
+
+    Args:
+        params: what ``update`` was passed.
+
+    Raises:
+        ValueError: it is None.
+    """
+    if params is None:
+        raise ValueError("this transformation needs the current parameters: call update(updates, state, params)")

@@ -18,19 +18,45 @@ class Mlp(nn.Module):
         features: widths of all layers, the number of outputs last.
         activation: elementwise.
         final_activation: whether the last layer is activated too (a trunk to put a head on).
+        use_bias: whether the layers have biases.
     """
 
     features: Sequence[int]
     activation: Callable = nn.relu
     final_activation: bool = False
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         for layer, width in enumerate(self.features, start=1):
-            x = nn.Dense(width, kernel_init=scaled_normal)(x)
+            x = nn.Dense(width, use_bias=self.use_bias, kernel_init=scaled_normal)(x)
             if layer < len(self.features) or self.final_activation:
                 x = self.activation(x)
         return x
+
+
+class BatchNormMlp(nn.Module):
+    """Dense layers, each but the last without a bias and followed by batch normalization and an activation.
+
+    The kernels before a normalization are scale-invariant. Running statistics are in the collection ``batch_stats``.
+
+    Attributes:
+        features: widths of all layers, the number of outputs last.
+        activation: elementwise.
+        momentum: of the running statistics.
+    """
+
+    features: Sequence[int]
+    activation: Callable = nn.relu
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch inputs"], *, train: bool) -> Float[Array, "*batch outputs"]:
+        *hidden, outputs = self.features
+        for width in hidden:
+            x = nn.Dense(width, use_bias=False, kernel_init=scaled_normal)(x)
+            x = self.activation(nn.BatchNorm(use_running_average=not train, momentum=self.momentum)(x))
+        return nn.Dense(outputs, kernel_init=scaled_normal)(x)
 
 
 class CharMlp(nn.Module):

@@ -1,15 +1,21 @@
 """Optimizers and wrappers around optimizers, as optax gradient transformations."""
 
+from jaxreg.optim.adamp import RadialProjectionState, adamp, project_radial, radial_projection, sgdp
 from jaxreg.optim.descend import descend
 from jaxreg.optim.momentum_reset import MomentumResetState, momentum_reset, warmup_after_reset
 from jaxreg.optim.spam import ScaleBySpamState, scale_by_spam, spam, spike_clip, spike_score
 
 __all__ = [
     "MomentumResetState",
+    "RadialProjectionState",
     "ScaleBySpamState",
+    "adamp",
     "descend",
     "momentum_reset",
+    "project_radial",
+    "radial_projection",
     "scale_by_spam",
+    "sgdp",
     "spam",
     "spike_clip",
     "spike_score",

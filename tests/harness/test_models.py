@@ -14,6 +14,26 @@ def test_mlp_is_dense_layers_with_activations_between():
     np.testing.assert_allclose(model.apply(params, x), hidden @ second["kernel"] + second["bias"], rtol=1e-5)
     trunk = models.Mlp((8,), final_activation=True)
     np.testing.assert_allclose(trunk.apply({"params": {"Dense_0": first}}, x), hidden, rtol=1e-6)
+    assert set(models.Mlp((8, 3), use_bias=False).init(jax.random.key(1), x)["params"]["Dense_1"]) == {"kernel"}
+
+
+def test_batch_norm_mlp_normalizes_what_goes_into_its_activations():
+    model = models.BatchNormMlp((8, 3))
+    x = jax.random.normal(jax.random.key(0), [50, 4])
+    variables = model.init(jax.random.key(1), x, train=True)
+    first, last = variables["params"]["Dense_0"], variables["params"]["Dense_1"]
+    assert set(first) == {"kernel"}
+    z = np.asarray(x) @ first["kernel"]
+    hidden = np.maximum((z - z.mean(0)) / np.sqrt(z.var(0) + 1e-5), 0)
+    logits, new = model.apply(variables, x, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(logits, hidden @ last["kernel"] + last["bias"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(new["batch_stats"]["BatchNorm_0"]["mean"], 0.1 * z.mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        model.apply(variables, x, train=False),
+        np.maximum(z / np.sqrt(1 + 1e-5), 0) @ last["kernel"] + last["bias"],
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_char_mlp_looks_up_the_embeddings_of_its_context():
