@@ -1,5 +1,15 @@
 """Schedules: functions from the step to a learning rate, as optax takes them."""
 
+from jaxreg.schedules.refined import as_schedule, last_iterate_schedule, linear_decay, refine_schedule, weight_bound
 from jaxreg.schedules.wsd import cyclic_cosine, wsd, wsd_s
 
-__all__ = ["cyclic_cosine", "wsd", "wsd_s"]
+__all__ = [
+    "as_schedule",
+    "cyclic_cosine",
+    "last_iterate_schedule",
+    "linear_decay",
+    "refine_schedule",
+    "weight_bound",
+    "wsd",
+    "wsd_s",
+]
