@@ -2,6 +2,7 @@
 
 from jaxreg.losses.label_dro import AldrState, aldr_kl, aldr_kl_init, ldr_kl, ldr_kl_bayes_probabilities
 from jaxreg.losses.noisy_labels import ElrState, elr, elr_init, elr_plus, elr_plus_targets, sigmoid_rampup
+from jaxreg.losses.stablemax import log_stablemax, stablemax_cross_entropy
 
 __all__ = [
     "AldrState",
@@ -14,5 +15,7 @@ __all__ = [
     "elr_plus_targets",
     "ldr_kl",
     "ldr_kl_bayes_probabilities",
+    "log_stablemax",
     "sigmoid_rampup",
+    "stablemax_cross_entropy",
 ]

@@ -13,17 +13,20 @@ from jaxreg.metrics.reliable import (
     stratified_bootstrap,
 )
 from jaxreg.metrics.river_valley import RiverProgress, river_progress, river_valley_loss
+from jaxreg.metrics.softmax_collapse import collapse_fraction, nlm_alignment
 
 __all__ = [
     "Interval",
     "LabelOutcomes",
     "RiverProgress",
+    "collapse_fraction",
     "early_learning_alignment",
     "interval",
     "iqm",
     "label_outcomes",
     "mean",
     "median",
+    "nlm_alignment",
     "optimality_gap",
     "performance_profile",
     "probability_of_improvement",

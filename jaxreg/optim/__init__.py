@@ -3,6 +3,7 @@
 from jaxreg.optim.adamp import RadialProjectionState, adamp, project_radial, radial_projection, sgdp
 from jaxreg.optim.descend import descend
 from jaxreg.optim.momentum_reset import MomentumResetState, momentum_reset, warmup_after_reset
+from jaxreg.optim.perp_grad import perp_grad
 from jaxreg.optim.spam import ScaleBySpamState, scale_by_spam, spam, spike_clip, spike_score
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "adamp",
     "descend",
     "momentum_reset",
+    "perp_grad",
     "project_radial",
     "radial_projection",
     "scale_by_spam",

@@ -162,6 +162,8 @@ class TestBadInputsAreNamed:
         logits = case.arguments()["logits"]
         assert self.refused_argument(case, logits=jnp.zeros([])) == "logits"
         assert self.refused_argument(case, logits=logits.astype(jnp.int32)) == "logits"
+        if case.per_example == ["logits"] and takes_any_batch(case.name):
+            return
         # Where any number of batch dimensions will do, it is the others that no longer fit.
         named = self.refused_argument(case, logits=logits[:, 0])
         assert named in case.per_example if takes_any_batch(case.name) else named == "logits"

@@ -33,6 +33,9 @@ REQUIRED = {
 # 1000, and steps that are proportional to the gradient diverge at more than a few times its inverse.
 RATES = {"sgdp": 0.002}
 
+# What leaves the length of the weights alone, which these losses depend on.
+ON_SPHERES = {"perp_grad"}
+
 # What is made for long runs, at the scale of a run of some hundred steps.
 SHORT_RUN = {"reset_every": 100, "warmup_steps": 10}
 
@@ -44,6 +47,7 @@ VARIANTS = [
     ("momentum_reset", dict(reset_every=3, warmup_steps=2)),
     ("adamp", dict(weight_decay=0.1, delta=10.0)),
     ("sgdp", dict(weight_decay=0.1, nesterov=True)),
+    ("perp_grad", dict(per_leaf=False, rescale=False)),
 ]
 
 
@@ -374,9 +378,11 @@ def test_a_checkpoint_resumes_bit_for_bit(subject, tmp_path):
     optimizer = subject.make()
     _, state = trajectory(optimizer, gradients=GRADIENTS[:2])
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(tmp_path / "state", state)
+        # With the parameters, since Orbax does not save a tree without arrays, the state of some transformations.
+        checkpointer.save(tmp_path / "training", (PARAMS, state))
         checkpointer.wait_until_finished()
-        restored = checkpointer.restore(tmp_path / "state", jax.eval_shape(optimizer.init, PARAMS))
+        shapes = jax.eval_shape(lambda: (PARAMS, optimizer.init(PARAMS)))
+        _, restored = checkpointer.restore(tmp_path / "training", shapes)
     assert_identical(restored, state)
     history, state = trajectory(optimizer, gradients=GRADIENTS[2:], state=restored)
     assert_identical((history, state), (expected(subject)[0][2:], expected(subject)[1]))
@@ -425,7 +431,7 @@ def rosenbrock(x):
     return jnp.square(1 - x[0]) + 100 * jnp.square(x[1] - jnp.square(x[0]))
 
 
-@every_subject
+@pytest.mark.parametrize("subject", [subject for subject in SUBJECTS if subject.name not in ON_SPHERES], ids=str)
 @pytest.mark.parametrize(("loss", "steps"), [(parabola, 400), (rosenbrock, 4000)], ids=["parabola", "rosenbrock"])
 def test_it_minimises(subject, loss, steps):
     optimizer = subject.make_descending(optax.cosine_decay_schedule(RATES.get(subject.name, 0.05), steps))
