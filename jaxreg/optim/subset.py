@@ -137,8 +137,10 @@ def put(values: PyTree, subset: Subset, like: PyTree) -> PyTree:
             if rest:
                 column = jnp.where(row < full, column, _entry_to_column(column, start, columns))
             entries = look_up(row, column)
-        # A zero with the sign of `to` adds nothing but hands its sharding to the sum.
-        return entries.reshape(to.shape) + jnp.copysign(jnp.zeros([], to.dtype), to)
+        # Behind the barrier, for XLA's code for a sum of a concatenation is slow on a CPU. A zero with the sign of `to`
+        # adds nothing but hands its sharding to the sum.
+        entries = jax.lax.optimization_barrier(entries).reshape(to.shape)
+        return entries + jnp.copysign(jnp.zeros([], to.dtype), to)
 
     return jax.tree.map(
         lambda flat, rows, to: _with_any_sharding(put_leaf, to, to)(flat, rows, subset.start, to),
