@@ -1,6 +1,7 @@
 """Tables, plots and RESULTS.md, made from result files and nothing else."""
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +177,13 @@ def plot(result: Result, path: Path) -> None:
     """Learning curves (if the claim has them) and every seed's score, as a PNG that depends on the result only."""
     curves, criteria = result["curves"], result["criteria"]
     panels = len(criteria) + bool(curves)
-    figure, axes = plt.subplots(1, panels, figsize=(4.8 * panels, 4.0), squeeze=False, layout="constrained")
-    axes = list(axes[0])
+    columns = min(panels, 3)
+    rows = math.ceil(panels / columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(4.8 * columns, 4.0 * rows), squeeze=False, layout="constrained")
+    axes = list(grid.flat)
+    for unused in axes[panels:]:
+        unused.remove()
+    axes = axes[:panels]
     if curves:
         _plot_curves(axes.pop(0), result)
     for axis, comparison in zip(axes, criteria, strict=True):
