@@ -7,7 +7,6 @@ import optax
 import pytest
 
 from jaxreg.metrics import river_progress, river_valley_loss
-from jaxreg.optim import spam
 from jaxreg.schedules import cyclic_cosine, wsd, wsd_s
 
 
@@ -149,22 +148,6 @@ def test_schedules_join(make):
     values = [joined(t) for t in range(30)]
     np.testing.assert_allclose(values[:15], make(0.3)(jnp.arange(15)), rtol=1e-6)
     np.testing.assert_allclose(values[15:], make(0.1)(jnp.arange(15)), rtol=1e-6)
-
-
-@every_schedule
-def test_optimizers_take_schedules(make):
-    """SPAM's first direction is the gradient's sign; SGD's always the gradient."""
-    gradient, schedule = jnp.array([2.0, -3.0]), make(0.3)
-    optimizer = spam(schedule, eps=0.0)
-    updates, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
-    np.testing.assert_allclose(updates, -schedule(0) * np.sign(gradient), rtol=1e-4)
-
-    injected = optax.inject_hyperparams(optax.sgd)(learning_rate=schedule)
-    state, update = injected.init(gradient), jax.jit(injected.update)
-    for t in range(12):
-        updates, state = update(gradient, state)
-        np.testing.assert_allclose(state.hyperparams["learning_rate"], schedule(t), rtol=1e-6)
-        np.testing.assert_allclose(updates, -schedule(t) * gradient, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
