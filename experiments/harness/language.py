@@ -1,6 +1,6 @@
-"""The language model that several claims train: bytes of Python's documentation, each predicted from the last few."""
+"""The language models that several claims train: bytes of Python's documentation, each predicted from those before."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.harness import data, models
-from jaxreg.typing import Array, Float, PRNGKeyArray
+from jaxreg.typing import Array, Float, Int, PRNGKeyArray
 
 
 class CharTask(NamedTuple):
@@ -16,17 +16,21 @@ class CharTask(NamedTuple):
 
     Attributes:
         params: initial parameters.
-        loss: ``(params, state, key) -> (nats per byte on a batch of random positions, state)``.
-        validation_loss: ``(params, state) -> nats per byte`` on every eighth position of the last tenth of the text.
+        loss: ``(params, state, key) -> (nats per byte on a batch from random positions, state)``.
+        validation_loss: ``(params, state) -> nats per byte`` on an eighth of the last tenth of the text.
+        state: what the loss carries along at first; empty if nothing.
     """
 
     params: Any
     loss: Callable[[Any, Any, PRNGKeyArray], tuple[Float[Array, ""], Any]]
     validation_loss: Callable[[Any, Any], Float[Array, ""]]
+    state: Any = ()
 
 
 def char_task(key: PRNGKeyArray, *, context: int = 8, batch: int = 128, classes: int = 64) -> CharTask:
     """A character-level language model, :class:`~experiments.harness.models.CharMlp`, on Python's documentation.
+
+    Its validation loss is the mean over every eighth position.
 
     Args:
         key: decides the initial parameters.
@@ -42,7 +46,7 @@ def char_task(key: PRNGKeyArray, *, context: int = 8, batch: int = 128, classes:
     params = model.init(key, jnp.zeros([1, context], jnp.int32))
 
     def cross_entropy(params, symbols, positions):
-        windows = jnp.asarray(symbols, jnp.int32)[positions[:, None] + jnp.arange(context + 1)]
+        windows = _windows(symbols, positions, context)
         logits = model.apply(params, windows[:, :-1])
         return optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, -1]).mean()
 
@@ -54,3 +58,54 @@ def char_task(key: PRNGKeyArray, *, context: int = 8, batch: int = 128, classes:
         return cross_entropy(params, text.validation, jnp.arange(0, len(text.validation) - context, 8))
 
     return CharTask(params, loss, validation_loss)
+
+
+def transformer_task(
+    key: PRNGKeyArray,
+    model: models.CharTransformer,
+    *,
+    batch: int = 8,
+    differentiated: Sequence[str] = ("params",),
+) -> CharTask:
+    """A transformer on Python's documentation that predicts every byte of a window of ``model.context`` bytes.
+
+    Its validation loss is the mean over :func:`validation_windows`. The task's state are the model's collections that
+    are not differentiated, such as ``batch_stats``, as the last training step left them.
+
+    Args:
+        key: decides the initial parameters.
+        model: the transformer.
+        batch: windows in one training batch.
+        differentiated: collections that ``params`` is a dictionary of.
+
+    Returns:
+        Parameters, losses and state.
+    """
+    text = data.documentation(classes=model.classes)
+    variables = model.init(key, jnp.zeros([1, model.context], jnp.int32))
+    params = {name: tree for name, tree in variables.items() if name in differentiated}
+    state = {name: tree for name, tree in variables.items() if name not in differentiated}
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+
+    def loss(params, state, key):
+        positions = jax.random.randint(key, [batch], 0, len(text.train) - model.context)
+        windows = _windows(text.train, positions, model.context)
+        logits, state = model.apply({**params, **state}, windows[:, :-1], train=True, mutable=list(state))
+        return cross_entropy(logits, windows[:, 1:]).mean(), state
+
+    def validation_loss(params, state):
+        windows = validation_windows(model)
+        return cross_entropy(model.apply({**params, **state}, windows[:, :-1]), windows[:, 1:]).mean()
+
+    return CharTask(params, loss, validation_loss, state)
+
+
+def validation_windows(model: models.CharTransformer) -> Int[Array, "windows length"]:
+    """Every eighth of the windows into which the last tenth of the text falls, each with the byte that follows it."""
+    text = data.documentation(classes=model.classes).validation
+    return _windows(text, jnp.arange(0, len(text) - model.context, 8 * model.context), model.context)
+
+
+def _windows(symbols, positions, context):
+    """For each position so many bytes of context from there on, and the next."""
+    return jnp.asarray(symbols, jnp.int32)[positions[:, None] + jnp.arange(context + 1)]

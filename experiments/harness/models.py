@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
+from jaxreg.layers import QKNormAttention
 from jaxreg.typing import Array, Float, Int
 
 scaled_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
@@ -79,3 +81,89 @@ class CharMlp(nn.Module):
         embedded = jax.nn.one_hot(context, self.classes) @ table
         flat = embedded.reshape(*context.shape[:-1], -1)
         return Mlp((*self.hidden, self.classes), activation=nn.tanh)(flat)
+
+
+class TransformerBlock(nn.Module):
+    """Attention and an MLP, each behind a normalization and added to its input.
+
+    Attributes:
+        heads, hidden, gated, qk_norm, use_bias, norm, kernel_init: see :class:`CharTransformer`.
+    """
+
+    heads: int
+    hidden: int
+    gated: bool
+    qk_norm: bool
+    use_bias: bool
+    norm: Callable[[bool], Callable]
+    kernel_init: Callable
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch length width"], *, train: bool) -> Float[Array, "*batch length width"]:
+        def dense(features, name):
+            return nn.Dense(features, use_bias=self.use_bias, kernel_init=self.kernel_init, name=name)
+
+        attention = QKNormAttention(self.heads, self.qk_norm, self.use_bias, self.kernel_init, name="attention")
+        causal = jnp.tril(jnp.ones([x.shape[-2]] * 2, bool))
+        x = x + attention(self.norm(train)(x), causal)
+        h = self.norm(train)(x)
+        up = dense(self.hidden, "up")(h)
+        h = nn.silu(dense(self.hidden, "gate")(h)) * up if self.gated else nn.relu(up)
+        return x + dense(x.shape[-1], "down")(h)
+
+
+class CharTransformer(nn.Module):
+    """A causal transformer over bytes: normalization before each part and at the end, learned positions.
+
+    The parameters of block ``n`` are ``params["params"]["block_n"]``: the kernels ``query``, ``key``, ``value`` and
+    ``out`` of ``attention``, the MLP's ``up``, ``gate`` and ``down``, and normalizations under their class names.
+    Attention sows its logits as ``attention_logits`` in the collection ``intermediates``.
+
+    Attributes:
+        classes: size of the alphabet.
+        context: longest sequence.
+        layers: number of blocks.
+        width: of the stream between the blocks.
+        heads: of attention.
+        hidden: width of the MLP.
+        gated: whether the MLP is ``down(silu(gate(x)) * up(x))`` (SwiGLU), otherwise ``down(relu(up(x)))``.
+        qk_norm: whether attention normalizes queries and keys.
+        use_bias: whether linear maps have biases.
+        norm: makes a normalization, given whether it is for training: ``lambda train: nn.BatchNorm(not train)``.
+        kernel_init: of all matrices, embeddings and the output included.
+    """
+
+    classes: int = 64
+    context: int = 32
+    layers: int = 2
+    width: int = 32
+    heads: int = 2
+    hidden: int = 64
+    gated: bool = True
+    qk_norm: bool = False
+    use_bias: bool = False
+    norm: Callable[[bool], Callable] = lambda train: nn.RMSNorm()
+    kernel_init: Callable = nn.initializers.normal(0.02)
+
+    @nn.compact
+    def __call__(
+        self, symbols: Int[Array, "*batch length"], *, train: bool = False
+    ) -> Float[Array, "*batch length classes"]:
+        table = self.param("embedding", self.kernel_init, (self.classes, self.width))
+        positions = self.param("positions", self.kernel_init, (self.context, self.width))
+        # A product with one-hot rows, as in CharMlp.
+        x = jax.nn.one_hot(symbols, self.classes) @ table + positions[: symbols.shape[-1]]
+        for layer in range(self.layers):
+            block = TransformerBlock(
+                self.heads,
+                self.hidden,
+                self.gated,
+                self.qk_norm,
+                self.use_bias,
+                self.norm,
+                self.kernel_init,
+                name=f"block_{layer}",
+            )
+            x = block(x, train=train)
+        head = nn.Dense(self.classes, use_bias=self.use_bias, kernel_init=self.kernel_init, name="head")
+        return head(self.norm(train)(x))

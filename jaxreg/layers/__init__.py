@@ -6,5 +6,6 @@ from jaxreg.layers.multi_sample_dropout import (
     multi_sample_dropout,
     multi_sample_loss,
 )
+from jaxreg.layers.qk_norm import QKNormAttention
 
-__all__ = ["MultiSampleDropout", "antithetic_masks", "multi_sample_dropout", "multi_sample_loss"]
+__all__ = ["MultiSampleDropout", "QKNormAttention", "antithetic_masks", "multi_sample_dropout", "multi_sample_loss"]

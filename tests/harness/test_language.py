@@ -1,9 +1,10 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import data, models
-from experiments.harness.language import char_task
+from experiments.harness.language import char_task, transformer_task, validation_windows
 
 
 def log_probabilities(params, windows, classes):
@@ -34,3 +35,44 @@ def test_the_key_decides_the_initial_parameters():
     first, again, other = (char_task(jax.random.key(seed)).params for seed in (0, 0, 1))
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), first, again))
     assert (first["params"]["embedding"] != other["params"]["embedding"]).any()
+
+
+class TestTransformerTask:
+    model = models.CharTransformer(classes=20, context=4, layers=1, width=8, hidden=8)
+
+    def surprises(self, variables, windows):
+        """Of every byte of the windows but the first."""
+        windows = np.asarray(windows)
+        logits = np.asarray(self.model.apply(variables, jnp.asarray(windows[:, :-1], jnp.int32)), np.float64)
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        return -np.take_along_axis(log_p, windows[:, 1:, None].astype(int), -1)
+
+    def test_training_predicts_every_byte_of_windows_of_the_first_part(self):
+        task = transformer_task(jax.random.key(0), self.model, batch=5)
+        text = np.asarray(data.documentation(classes=20).train)
+        starts = np.asarray(jax.random.randint(jax.random.key(7), [5], 0, len(text) - 4))
+        value, state = task.loss(task.params, task.state, jax.random.key(7))
+        expected = self.surprises(task.params, [text[i : i + 5] for i in starts]).mean()
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+        assert state == task.state == {}
+
+    def test_validation_is_on_every_eighth_window(self):
+        task = transformer_task(jax.random.key(0), self.model)
+        text = np.asarray(data.documentation(classes=20).validation)
+        windows = [text[i : i + 5] for i in range(0, len(text) - 4, 32)]
+        np.testing.assert_array_equal(validation_windows(self.model), windows)
+        expected = self.surprises(task.params, windows).mean()
+        np.testing.assert_allclose(task.validation_loss(task.params, task.state), expected, rtol=1e-5)
+
+    def test_collections_that_are_not_differentiated_are_the_state(self):
+        model = self.model.clone(norm=lambda train: nn.BatchNorm(use_running_average=not train))
+        task = transformer_task(jax.random.key(0), model)
+        assert (set(task.params), set(task.state)) == ({"params"}, {"batch_stats"})
+        gradient, state = jax.grad(task.loss, has_aux=True)(task.params, task.state, jax.random.key(1))
+        assert set(gradient) == {"params"}
+        moved = jax.tree.map(lambda a, b: bool((a != b).any()), task.state, state)
+        assert jax.tree.structure(moved) == jax.tree.structure(task.state)
+        assert all(jax.tree.leaves(moved))
+        assert jnp.isfinite(task.validation_loss(task.params, state))
+        both = transformer_task(jax.random.key(0), model, differentiated=("params", "batch_stats"))
+        assert (set(both.params), both.state) == ({"params", "batch_stats"}, {})

@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,3 +52,59 @@ def test_initial_weights_have_variance_one_over_fan_in():
     params = models.CharMlp().init(jax.random.key(0), jnp.zeros([1, 8], jnp.int32))["params"]
     np.testing.assert_allclose(params["embedding"].std(), 1.0, rtol=0.1)
     np.testing.assert_allclose(params["Mlp_0"]["Dense_0"]["kernel"].std(), 128**-0.5, rtol=0.05)
+
+
+class TestCharTransformer:
+    model = models.CharTransformer(classes=7, context=6, layers=2, width=8, heads=2, hidden=5)
+    symbols = jax.random.randint(jax.random.key(0), [2, 6], 0, 7)
+
+    def test_it_is_a_pre_norm_transformer(self):
+        """The forward pass in NumPy, weights enlarged so that attention and gates matter."""
+        params = self.model.init(jax.random.key(1), self.symbols)
+        params = jax.tree.map(lambda p: 20 * p if p.ndim == 2 else p, params)
+        weights = jax.tree.map(lambda p: np.asarray(p, np.float64), params["params"])
+        assert set(weights) == {"embedding", "positions", "block_0", "block_1", "RMSNorm_0", "head"}
+
+        def norm(x):
+            return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+
+        def silu(x):
+            return x / (1 + np.exp(-x))
+
+        for symbols, ours in zip(self.symbols, self.model.apply(params, self.symbols), strict=True):
+            x = weights["embedding"][np.asarray(symbols)] + weights["positions"]
+            for name in ("block_0", "block_1"):
+                w = jax.tree.map(lambda p: p, weights[name])
+                a = {part: kernel["kernel"] for part, kernel in w["attention"].items()}
+                h = norm(x)
+                mixed = np.zeros((6, 8))
+                for head in (slice(0, 4), slice(4, 8)):
+                    q, k, v = h @ a["query"][:, head], h @ a["key"][:, head], h @ a["value"][:, head]
+                    for i in range(6):
+                        p = np.exp(k[: i + 1] @ q[i] / 2)
+                        mixed[i, head] = p @ v[: i + 1] / p.sum()
+                x = x + mixed @ a["out"]
+                h = norm(x)
+                x = x + (silu(h @ w["gate"]["kernel"]) * (h @ w["up"]["kernel"])) @ w["down"]["kernel"]
+            np.testing.assert_allclose(ours, norm(x) @ weights["head"]["kernel"], rtol=1e-4, atol=1e-4)
+
+    def test_weights_are_drawn_with_the_given_deviation(self):
+        params = models.CharTransformer().init(jax.random.key(0), jnp.zeros([1, 32], jnp.int32))["params"]
+        for leaf in jax.tree.leaves(params):
+            if leaf.ndim == 2:
+                np.testing.assert_allclose(leaf.std(), 0.02, rtol=0.1)
+
+    def test_norms_are_exchangeable_and_know_whether_they_train(self):
+        def norm(train):
+            return nn.BatchNorm(use_running_average=not train, momentum=0.0)
+
+        model = self.model.clone(norm=norm, gated=False, use_bias=True)
+        variables = model.init(jax.random.key(0), self.symbols)
+        assert set(variables) == {"params", "batch_stats"}
+        assert set(variables["params"]["block_0"]) == {"attention", "up", "down", "BatchNorm_0", "BatchNorm_1"}
+        assert set(variables["params"]["block_0"]["up"]) == {"kernel", "bias"}
+        trained, new = model.apply(variables, self.symbols, train=True, mutable=["batch_stats"])
+        # Without momentum the running statistics are those of the batch, but for their averages over one batch only.
+        np.testing.assert_allclose(
+            model.apply({**variables, **new}, self.symbols, train=False), trained, rtol=1e-3, atol=1e-5
+        )
