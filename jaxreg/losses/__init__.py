@@ -3,6 +3,7 @@
 from jaxreg.losses.label_dro import AldrState, aldr_kl, aldr_kl_init, ldr_kl, ldr_kl_bayes_probabilities
 from jaxreg.losses.noisy_labels import ElrState, elr, elr_init, elr_plus, elr_plus_targets, sigmoid_rampup
 from jaxreg.losses.stablemax import log_stablemax, stablemax_cross_entropy
+from jaxreg.losses.z_loss import z_loss
 
 __all__ = [
     "AldrState",
@@ -18,4 +19,5 @@ __all__ = [
     "log_stablemax",
     "sigmoid_rampup",
     "stablemax_cross_entropy",
+    "z_loss",
 ]

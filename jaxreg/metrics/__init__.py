@@ -1,5 +1,6 @@
 """Measurements: of algorithms from a few runs, of models and of samples."""
 
+from jaxreg.metrics.lr_sensitivity import extrapolate_instability, lr_sensitivity, max_attention_logit
 from jaxreg.metrics.memorization import LabelOutcomes, early_learning_alignment, label_outcomes
 from jaxreg.metrics.reliable import (
     Interval,
@@ -21,9 +22,12 @@ __all__ = [
     "RiverProgress",
     "collapse_fraction",
     "early_learning_alignment",
+    "extrapolate_instability",
     "interval",
     "iqm",
     "label_outcomes",
+    "lr_sensitivity",
+    "max_attention_logit",
     "mean",
     "median",
     "nlm_alignment",

@@ -2,7 +2,9 @@
 
 from jaxreg.optim.adamp import RadialProjectionState, adamp, project_radial, radial_projection, sgdp
 from jaxreg.optim.descend import descend
+from jaxreg.optim.independent_decay import independent_weight_decay
 from jaxreg.optim.momentum_reset import MomentumResetState, momentum_reset, warmup_after_reset
+from jaxreg.optim.mu_param import mu_scale
 from jaxreg.optim.perp_grad import perp_grad
 from jaxreg.optim.spam import ScaleBySpamState, scale_by_spam, spam, spike_clip, spike_score
 
@@ -12,7 +14,9 @@ __all__ = [
     "ScaleBySpamState",
     "adamp",
     "descend",
+    "independent_weight_decay",
     "momentum_reset",
+    "mu_scale",
     "perp_grad",
     "project_radial",
     "radial_projection",

@@ -27,6 +27,7 @@ REQUIRED = {
     "learning_rate": 0.03,
     "inner": optax.adam(0.03),
     "direction": optax.scale_by_adam(),
+    "base_width": 4,
 }
 
 # Learning rates other than the one at which the others minimise: the walls of Rosenbrock's valley have a curvature of
@@ -35,6 +36,9 @@ RATES = {"sgdp": 0.002}
 
 # What leaves the length of the weights alone, which these losses depend on.
 ON_SPHERES = {"perp_grad"}
+
+# What scales the directions of others.
+SCALES = {"mu_scale"}
 
 # What is made for long runs, at the scale of a run of some hundred steps.
 SHORT_RUN = {"reset_every": 100, "warmup_steps": 10}
@@ -47,6 +51,7 @@ VARIANTS = [
     ("momentum_reset", dict(reset_every=3, warmup_steps=2)),
     ("adamp", dict(weight_decay=0.1, delta=10.0)),
     ("sgdp", dict(weight_decay=0.1, nesterov=True)),
+    ("independent_weight_decay", dict(schedule=lambda step: 0.5**step)),
     ("perp_grad", dict(per_leaf=False, rescale=False)),
 ]
 
@@ -104,10 +109,12 @@ class Subject(NamedTuple):
         return TRANSFORMATIONS[self.name](**self.arguments | options)
 
     def make_descending(self, learning_rate):
-        """The optimizer for a short run; a direction gets a learning rate."""
+        """The optimizer for a short run; a direction gets a learning rate, a scale Adam's direction."""
         rates = {"learning_rate": learning_rate, "inner": optax.adam(learning_rate)}
         rates = {name: value for name, value in rates.items() if name in self.arguments}
         transformation = self.make(**rates, **{n: value for n, value in SHORT_RUN.items() if n in self.parameters})
+        if self.name in SCALES:
+            transformation = optax.chain(optax.scale_by_adam(), transformation)
         return transformation if rates else optax.chain(transformation, optax.scale_by_learning_rate(learning_rate))
 
     def __hash__(self):
