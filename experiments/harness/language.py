@@ -65,6 +65,7 @@ def transformer_task(
     model: models.CharTransformer,
     *,
     batch: int = 8,
+    penalty: Callable[[Float[Array, "*batch classes"]], Float[Array, "*batch"]] | None = None,
     differentiated: Sequence[str] = ("params",),
 ) -> CharTask:
     """A transformer on Python's documentation that predicts every byte of a window of ``model.context`` bytes.
@@ -76,6 +77,7 @@ def transformer_task(
         key: decides the initial parameters.
         model: the transformer.
         batch: windows in one training batch.
+        penalty: what the training loss has, besides cross-entropy, for the logits of every position.
         differentiated: collections that ``params`` is a dictionary of.
 
     Returns:
@@ -91,7 +93,10 @@ def transformer_task(
         positions = jax.random.randint(key, [batch], 0, len(text.train) - model.context)
         windows = _windows(text.train, positions, model.context)
         logits, state = model.apply({**params, **state}, windows[:, :-1], train=True, mutable=list(state))
-        return cross_entropy(logits, windows[:, 1:]).mean(), state
+        losses = cross_entropy(logits, windows[:, 1:])
+        if penalty is not None:
+            losses += penalty(logits)
+        return losses.mean(), state
 
     def validation_loss(params, state):
         windows = validation_windows(model)

@@ -55,6 +55,11 @@ class TestTransformerTask:
         expected = self.surprises(task.params, [text[i : i + 5] for i in starts]).mean()
         np.testing.assert_allclose(value, expected, rtol=1e-5)
         assert state == task.state == {}
+        penalized = transformer_task(jax.random.key(0), self.model, batch=5, penalty=lambda z: 0 * z[..., 0] + 0.5)
+        np.testing.assert_allclose(
+            penalized.loss(task.params, task.state, jax.random.key(7))[0], expected + 0.5, rtol=1e-5
+        )
+        np.testing.assert_array_equal(penalized.validation_loss(task.params, {}), task.validation_loss(task.params, {}))
 
     def test_validation_is_on_every_eighth_window(self):
         task = transformer_task(jax.random.key(0), self.model)
