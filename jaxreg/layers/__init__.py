@@ -6,6 +6,26 @@ from jaxreg.layers.multi_sample_dropout import (
     multi_sample_dropout,
     multi_sample_loss,
 )
+from jaxreg.layers.power_norm import (
+    PowerNorm,
+    group_scaling,
+    keep_backward_stats,
+    power_norm,
+    power_norm_v,
+    update_psi2,
+)
 from jaxreg.layers.qk_norm import QKNormAttention
 
-__all__ = ["MultiSampleDropout", "QKNormAttention", "antithetic_masks", "multi_sample_dropout", "multi_sample_loss"]
+__all__ = [
+    "MultiSampleDropout",
+    "PowerNorm",
+    "QKNormAttention",
+    "antithetic_masks",
+    "group_scaling",
+    "keep_backward_stats",
+    "multi_sample_dropout",
+    "multi_sample_loss",
+    "power_norm",
+    "power_norm_v",
+    "update_psi2",
+]
