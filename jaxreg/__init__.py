@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from jaxreg import losses as losses
     from jaxreg import metrics as metrics
     from jaxreg import optim as optim
+    from jaxreg import penalties as penalties
     from jaxreg import schedules as schedules
 
-_SUBPACKAGES = ("data", "layers", "losses", "metrics", "optim", "schedules")
+_SUBPACKAGES = ("data", "layers", "losses", "metrics", "optim", "penalties", "schedules")
 
 __all__ = ["__version__", *_SUBPACKAGES]
 

@@ -1,5 +1,21 @@
 """Measurements: of algorithms from a few runs, of models and of samples."""
 
+from jaxreg.metrics.curvature import (
+    hessian_vector_product,
+    hutchinson_trace,
+    lanczos_top_eigenvalue,
+    top_eigenvalue,
+)
+from jaxreg.metrics.dynamical_stability import (
+    critical_lr,
+    frobenius_bound,
+    gauss_newton_features,
+    hessian_frobenius,
+    hessian_trace,
+    noise_alignment,
+    sgd_stability_operator,
+    trace_bound,
+)
 from jaxreg.metrics.lr_sensitivity import extrapolate_instability, lr_sensitivity, max_attention_logit
 from jaxreg.metrics.memorization import LabelOutcomes, early_learning_alignment, label_outcomes
 from jaxreg.metrics.reliable import (
@@ -15,26 +31,42 @@ from jaxreg.metrics.reliable import (
 )
 from jaxreg.metrics.river_valley import RiverProgress, river_progress, river_valley_loss
 from jaxreg.metrics.softmax_collapse import collapse_fraction, nlm_alignment
+from jaxreg.metrics.weight_distance import UltraSlowFit, distance_from_init, fit_ultra_slow
 
 __all__ = [
     "Interval",
     "LabelOutcomes",
     "RiverProgress",
+    "UltraSlowFit",
     "collapse_fraction",
+    "critical_lr",
+    "distance_from_init",
     "early_learning_alignment",
     "extrapolate_instability",
+    "fit_ultra_slow",
+    "frobenius_bound",
+    "gauss_newton_features",
+    "hessian_frobenius",
+    "hessian_trace",
+    "hessian_vector_product",
+    "hutchinson_trace",
     "interval",
     "iqm",
     "label_outcomes",
+    "lanczos_top_eigenvalue",
     "lr_sensitivity",
     "max_attention_logit",
     "mean",
     "median",
     "nlm_alignment",
+    "noise_alignment",
     "optimality_gap",
     "performance_profile",
     "probability_of_improvement",
     "river_progress",
     "river_valley_loss",
+    "sgd_stability_operator",
     "stratified_bootstrap",
+    "top_eigenvalue",
+    "trace_bound",
 ]
