@@ -1,5 +1,6 @@
 """Layers and heads, as functions and flax.linen modules."""
 
+from jaxreg.layers.ghost_batch_norm import GhostBatchNorm
 from jaxreg.layers.multi_sample_dropout import (
     MultiSampleDropout,
     antithetic_masks,
@@ -17,6 +18,7 @@ from jaxreg.layers.power_norm import (
 from jaxreg.layers.qk_norm import QKNormAttention
 
 __all__ = [
+    "GhostBatchNorm",
     "MultiSampleDropout",
     "PowerNorm",
     "QKNormAttention",

@@ -31,15 +31,19 @@ from jaxreg.metrics.reliable import (
 )
 from jaxreg.metrics.river_valley import RiverProgress, river_progress, river_valley_loss
 from jaxreg.metrics.softmax_collapse import collapse_fraction, nlm_alignment
+from jaxreg.metrics.weight_distance import UltraSlowFit, distance_from_init, fit_ultra_slow
 
 __all__ = [
     "Interval",
     "LabelOutcomes",
     "RiverProgress",
+    "UltraSlowFit",
     "collapse_fraction",
     "critical_lr",
+    "distance_from_init",
     "early_learning_alignment",
     "extrapolate_instability",
+    "fit_ultra_slow",
     "frobenius_bound",
     "gauss_newton_features",
     "hessian_frobenius",

@@ -5,6 +5,7 @@ from jaxreg.optim.descend import descend
 from jaxreg.optim.independent_decay import independent_weight_decay
 from jaxreg.optim.momentum_reset import MomentumResetState, momentum_reset, warmup_after_reset
 from jaxreg.optim.mu_param import mu_scale
+from jaxreg.optim.multiplicative_noise import multiplicative_noise_gradient
 from jaxreg.optim.perp_grad import perp_grad
 from jaxreg.optim.spam import ScaleBySpamState, scale_by_spam, spam, spike_clip, spike_score
 
@@ -17,6 +18,7 @@ __all__ = [
     "independent_weight_decay",
     "momentum_reset",
     "mu_scale",
+    "multiplicative_noise_gradient",
     "perp_grad",
     "project_radial",
     "radial_projection",

@@ -59,9 +59,15 @@ VARIANTS = [
 class Helper(NamedTuple):
     arrays: dict  # example arguments, which `jit` and `vmap` get
     refused: dict  # for every argument a shape that does not fit the others
+    settings: dict = {}  # arguments that are no arrays and have no default
 
 
 HELPERS = {
+    "multiplicative_noise_gradient": Helper(
+        dict(per_example_gradients=jnp.array([[3.0, 1.0], [0.0, 2.0]])),
+        dict(per_example_gradients=()),
+        dict(key=jax.random.key(0), sigma=0.5),
+    ),
     "project_radial": Helper(
         dict(parameter=jnp.eye(3, 2), gradient=jnp.eye(3, 2)[::-1], direction=jnp.ones([3, 2])),
         dict(parameter=(3,), gradient=(2, 2), direction=(3,)),
@@ -486,7 +492,7 @@ every_helper = pytest.mark.parametrize(("name", "helper"), HELPERS.items(), ids=
 
 @every_helper
 def test_helper_under_jit_and_vmap(name, helper):
-    function = FUNCTIONS[name]
+    function = functools.partial(FUNCTIONS[name], **helper.settings)
     wanted = function(**helper.arrays)
     assert_close(jax.jit(lambda a: function(**a))(helper.arrays), wanted)
     stacked = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), helper.arrays)
@@ -502,4 +508,4 @@ def test_helper_names_the_argument_of_the_wrong_shape(name, argument):
     helper = HELPERS[name]
     assert helper.refused.keys() == helper.arrays.keys()
     with pytest.raises(TypeCheckError, match=argument):
-        FUNCTIONS[name](**helper.arrays | {argument: jnp.ones(helper.refused[argument])})
+        FUNCTIONS[name](**helper.settings, **helper.arrays | {argument: jnp.ones(helper.refused[argument])})
