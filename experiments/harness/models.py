@@ -46,18 +46,20 @@ class BatchNormMlp(nn.Module):
         features: widths of all layers, the number of outputs last.
         activation: elementwise.
         momentum: of the running statistics.
+        norm: another batch normalization than flax's, called as that is.
     """
 
     features: Sequence[int]
     activation: Callable = nn.relu
     momentum: float = 0.9
+    norm: Callable = nn.BatchNorm
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch inputs"], *, train: bool) -> Float[Array, "*batch outputs"]:
         *hidden, outputs = self.features
         for width in hidden:
             x = nn.Dense(width, use_bias=False, kernel_init=scaled_normal)(x)
-            x = self.activation(nn.BatchNorm(use_running_average=not train, momentum=self.momentum)(x))
+            x = self.activation(self.norm(use_running_average=not train, momentum=self.momentum)(x))
         return nn.Dense(outputs, kernel_init=scaled_normal)(x)
 
 

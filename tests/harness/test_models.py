@@ -1,9 +1,12 @@
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import models
+from jaxreg.layers import GhostBatchNorm
 
 
 def test_mlp_is_dense_layers_with_activations_between():
@@ -35,6 +38,17 @@ def test_batch_norm_mlp_normalizes_what_goes_into_its_activations():
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+def test_batch_norm_mlp_takes_other_batch_norms():
+    """Two parts of the batch, each normalized by itself, are two batches."""
+    x = jax.random.normal(jax.random.key(0), [10, 4])
+    plain, ghost = (models.BatchNormMlp((8, 3), norm=norm) for norm in (nn.BatchNorm, partial(GhostBatchNorm, 5)))
+    params = plain.init(jax.random.key(1), x, train=True)["params"]
+    renamed = {name.replace("Batch", "GhostBatch"): tree for name, tree in params.items()}
+    together, _ = ghost.apply({"params": renamed}, x, train=True, mutable=["batch_stats"])
+    apart = [plain.apply({"params": params}, half, train=True, mutable=["batch_stats"])[0] for half in (x[:5], x[5:])]
+    np.testing.assert_allclose(together, jnp.concatenate(apart), rtol=1e-4, atol=1e-5)
 
 
 def test_char_mlp_looks_up_the_embeddings_of_its_context():
