@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from jaxreg import optim as optim
     from jaxreg import penalties as penalties
     from jaxreg import schedules as schedules
+    from jaxreg import weights as weights
 
-_SUBPACKAGES = ("data", "layers", "losses", "metrics", "optim", "penalties", "schedules")
+_SUBPACKAGES = ("data", "layers", "losses", "metrics", "optim", "penalties", "schedules", "weights")
 
 __all__ = ["__version__", *_SUBPACKAGES]
 

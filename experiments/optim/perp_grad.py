@@ -15,6 +15,7 @@ import optax
 from experiments.harness import models
 from experiments.harness.claim import Claim, Comparison
 from experiments.harness.training import train
+from jaxreg.data import modular_table
 from jaxreg.losses import stablemax_cross_entropy
 from jaxreg.metrics import collapse_fraction, nlm_alignment
 from jaxreg.optim import perp_grad
@@ -55,11 +56,7 @@ CLAIM = Claim(
 def run(key, arm, *, learning_rate, steps, weight_decay=0.0):
     """Trains one network; the score is its accuracy on the other half of the table."""
     key_split, key_init, key_train = jax.random.split(key, 3)
-    pairs = jnp.stack(jnp.meshgrid(jnp.arange(MODULUS), jnp.arange(MODULUS)), axis=-1).reshape(-1, 2)
-    pairs = jax.random.permutation(key_split, pairs)
-    x, y = jax.nn.one_hot(pairs, MODULUS).reshape(-1, 2 * MODULUS), pairs.sum(-1) % MODULUS
-    split = round(TRAIN_SHARE * len(y))
-    train_x, train_y, test_x, test_y = x[:split], y[:split], x[split:], y[split:]
+    train_x, train_y, test_x, test_y, _ = modular_table(key_split, MODULUS, train_fraction=TRAIN_SHARE)
     model = models.Mlp((128, 128, MODULUS), use_bias=False)
     params = model.init(key_init, train_x)
 

@@ -18,6 +18,7 @@ from jaxreg.metrics.dynamical_stability import (
 )
 from jaxreg.metrics.lr_sensitivity import extrapolate_instability, lr_sensitivity, max_attention_logit
 from jaxreg.metrics.memorization import LabelOutcomes, early_learning_alignment, label_outcomes
+from jaxreg.metrics.periodicity import ipr, neuron_ipr
 from jaxreg.metrics.reliable import (
     Interval,
     interval,
@@ -51,6 +52,7 @@ __all__ = [
     "hessian_vector_product",
     "hutchinson_trace",
     "interval",
+    "ipr",
     "iqm",
     "label_outcomes",
     "lanczos_top_eigenvalue",
@@ -58,6 +60,7 @@ __all__ = [
     "max_attention_logit",
     "mean",
     "median",
+    "neuron_ipr",
     "nlm_alignment",
     "noise_alignment",
     "optimality_gap",
