@@ -32,12 +32,15 @@ from jaxreg.metrics.reliable import (
 )
 from jaxreg.metrics.river_valley import RiverProgress, river_progress, river_valley_loss
 from jaxreg.metrics.softmax_collapse import collapse_fraction, nlm_alignment
+from jaxreg.metrics.telemetry import Telemetry, TelemetryState, read_telemetry, telemetry, telemetry_init
 from jaxreg.metrics.weight_distance import UltraSlowFit, distance_from_init, fit_ultra_slow
 
 __all__ = [
     "Interval",
     "LabelOutcomes",
     "RiverProgress",
+    "Telemetry",
+    "TelemetryState",
     "UltraSlowFit",
     "collapse_fraction",
     "critical_lr",
@@ -66,10 +69,13 @@ __all__ = [
     "optimality_gap",
     "performance_profile",
     "probability_of_improvement",
+    "read_telemetry",
     "river_progress",
     "river_valley_loss",
     "sgd_stability_operator",
     "stratified_bootstrap",
+    "telemetry",
+    "telemetry_init",
     "top_eigenvalue",
     "trace_bound",
 ]
