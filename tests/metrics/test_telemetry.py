@@ -33,7 +33,7 @@ class Model(nn.Module):
 
 
 X = jax.random.normal(jax.random.key(0), [3, 5, 8])
-PARAMS = Model().init(jax.random.key(1), X)
+PARAMS = jax.jit(Model().init)(jax.random.key(1), X)
 
 
 def logits_by_hand(x):
@@ -91,10 +91,10 @@ def test_one_call_in_a_training_loop_sees_everything():
 
     expected = max(logits.max() for logits in logits_by_hand(X))
     np.testing.assert_allclose(seen.max_attention_logit[0], expected, rtol=1e-4)
-    log_z = logsumexp(np.asarray(Model().apply(PARAMS, X), np.float64), -1)
+    log_z = logsumexp(np.asarray(jax.jit(Model().apply)(PARAMS, X), np.float64), -1)
     np.testing.assert_allclose(seen.log_z[0], log_z.mean(), rtol=1e-5)
     np.testing.assert_allclose(seen.max_abs_log_z[0], np.abs(log_z).max(), rtol=1e-5)
-    squares = sum((np.asarray(g, np.float64) ** 2).sum() for g in jax.tree.leaves(jax.grad(loss)(PARAMS)))
+    squares = sum((np.asarray(g, np.float64) ** 2).sum() for g in jax.tree.leaves(jax.jit(jax.grad(loss))(PARAMS)))
     np.testing.assert_allclose(seen.gradient_norm[0], np.sqrt(squares), rtol=1e-5)
 
 
@@ -109,9 +109,12 @@ def test_one_call_in_a_training_loop_sees_everything():
     ids=["partial", "other_name", "lambda", "jitted"],
 )
 def test_any_function_is_measured_with_attention_if_it_tells(apply_fn, attention, expected):
-    seen, _ = telemetry(telemetry_init(), apply_fn, PARAMS, X, gradients=PARAMS, attention=attention)
+    measure = jax.jit(
+        lambda params: telemetry(telemetry_init(), apply_fn, params, X, gradients=params, attention=attention)
+    )
+    seen, _ = measure(PARAMS)
     assert (seen.max_attention_logit is not None) == expected
-    np.testing.assert_allclose(seen.log_z, logsumexp(apply_fn(PARAMS, X), -1).mean(), rtol=1e-5)
+    np.testing.assert_allclose(seen.log_z, logsumexp(jax.jit(apply_fn)(PARAMS, X), -1).mean(), rtol=1e-5)
 
 
 def test_log_z_by_hand():
@@ -123,8 +126,9 @@ def test_log_z_by_hand():
 
 def test_masked_logits_do_not_count():
     layer, x = QKNormAttention(2), jax.random.normal(jax.random.key(2), [2, 8])
-    params = layer.init(jax.random.key(0), x)
-    _, sown = layer.apply(params, x, jnp.eye(2, dtype=bool), mutable=["intermediates"])
+    params = jax.jit(layer.init)(jax.random.key(0), x)
+    alone = jnp.eye(2, dtype=bool)
+    _, sown = jax.jit(lambda params: layer.apply(params, x, alone, mutable=["intermediates"]))(params)
     seen, _ = read_telemetry(telemetry_init(), x, gradients=params, intermediates=sown)
     diagonal = sown["intermediates"]["attention_logits"][0][:, [0, 1], [0, 1]]
     np.testing.assert_allclose(seen.max_attention_logit, diagonal.max(), rtol=1e-6)
