@@ -19,6 +19,7 @@ from jaxreg.metrics.dynamical_stability import (
 from jaxreg.metrics.lr_sensitivity import extrapolate_instability, lr_sensitivity, max_attention_logit
 from jaxreg.metrics.memorization import LabelOutcomes, early_learning_alignment, label_outcomes
 from jaxreg.metrics.periodicity import ipr, neuron_ipr
+from jaxreg.metrics.regret import SeaQuantities, dynamic_regret, path_length, sea_quantities, static_regret
 from jaxreg.metrics.reliable import (
     Interval,
     interval,
@@ -39,12 +40,14 @@ __all__ = [
     "Interval",
     "LabelOutcomes",
     "RiverProgress",
+    "SeaQuantities",
     "Telemetry",
     "TelemetryState",
     "UltraSlowFit",
     "collapse_fraction",
     "critical_lr",
     "distance_from_init",
+    "dynamic_regret",
     "early_learning_alignment",
     "extrapolate_instability",
     "fit_ultra_slow",
@@ -67,12 +70,15 @@ __all__ = [
     "nlm_alignment",
     "noise_alignment",
     "optimality_gap",
+    "path_length",
     "performance_profile",
     "probability_of_improvement",
     "read_telemetry",
     "river_progress",
     "river_valley_loss",
+    "sea_quantities",
     "sgd_stability_operator",
+    "static_regret",
     "stratified_bootstrap",
     "telemetry",
     "telemetry_init",

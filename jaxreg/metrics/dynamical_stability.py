@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxreg.linalg import eigh
 from jaxreg.metrics.curvature import lanczos_top_eigenvalue
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, PyTree, ScalarLike, checked
@@ -274,17 +275,11 @@ def _gram(a):
 
 def _in_eigenbasis(a):
     """Eigenvalues of H (all that can be other than zero), and the gradients in the basis of its eigenvectors."""
-    eigenvalues, vectors = _eigh(_gram(a))
+    eigenvalues, vectors = eigh(_gram(a))
     eigenvalues = jnp.maximum(eigenvalues, 0.0)
     if a.shape[0] < a.shape[1]:
         return eigenvalues, vectors * jnp.sqrt(a.shape[0] * eigenvalues)
     return eigenvalues, at_least_float32(a) @ vectors
-
-
-# One matrix at a time: XLA's eigh of a batch waits on a CPU for the threads that run it, for ever if all are taken.
-@jax.custom_batching.sequential_vmap
-def _eigh(matrix):
-    return jnp.linalg.eigh(matrix)
 
 
 def _squared(features, eigenvalues, batch_size, s):

@@ -86,8 +86,11 @@ def is_transformation(function):
     return isinstance(result, type) and issubclass(result, optax.GradientTransformation)
 
 
-STATES = {name: value for name in optim.__all__ if isinstance(value := getattr(optim, name), type)}
-FUNCTIONS = {name: getattr(optim, name) for name in optim.__all__ if name not in STATES}
+# Online learners are told the gradient after they have played: they have no updates and a contract of their own.
+ONLINE_LEARNERS = {"DynamicEnsembleState", "OnlineLearner", "OptimisticMdState", "dynamic_ensemble", "optimistic_md"}
+NAMES = sorted(set(optim.__all__) - ONLINE_LEARNERS)
+STATES = {name: value for name in NAMES if isinstance(value := getattr(optim, name), type)}
+FUNCTIONS = {name: getattr(optim, name) for name in NAMES if name not in STATES}
 TRANSFORMATIONS = {name: function for name, function in FUNCTIONS.items() if is_transformation(function)}
 
 

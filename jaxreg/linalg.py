@@ -1,0 +1,23 @@
+"""Linear algebra that can be vmapped wherever it runs."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxreg.typing import Array, Float, checked
+
+
+@checked
+def eigh(matrix: Float[Array, "n n"]) -> tuple[Float[Array, "n"], Float[Array, "n n"]]:
+    """Eigenvalues, in ascending order, and eigenvectors, in columns, of a symmetric matrix.
+
+    Under ``vmap`` one matrix is taken after the other. XLA's own solver for a batch hands it to the threads of the CPU
+    and waits for them, for ever if they all wait themselves: several devices on a CPU do that to each other.
+    """
+    eigenvalues, vectors = _eigh(matrix)
+    return eigenvalues, vectors
+
+
+@jax.custom_batching.sequential_vmap
+def _eigh(matrix):
+    eigenvalues, vectors = jnp.linalg.eigh(matrix)
+    return eigenvalues, vectors
