@@ -16,12 +16,14 @@ from jaxreg.layers.power_norm import (
     update_psi2,
 )
 from jaxreg.layers.qk_norm import QKNormAttention
+from jaxreg.layers.stable_embedding import StableEmbedding
 
 __all__ = [
     "GhostBatchNorm",
     "MultiSampleDropout",
     "PowerNorm",
     "QKNormAttention",
+    "StableEmbedding",
     "antithetic_masks",
     "group_scaling",
     "keep_backward_stats",

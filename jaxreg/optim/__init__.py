@@ -1,7 +1,11 @@
 """Optimizers and wrappers around optimizers, as optax gradient transformations."""
 
+from jaxreg.optim.adam8bit import adam8bit, momentum8bit, scale_by_adam8bit
 from jaxreg.optim.adamp import RadialProjectionState, adamp, project_radial, radial_projection, sgdp
+from jaxreg.optim.blockwise8bit import dequantize_blockwise, dynamic_map, linear_map, quantize_blockwise
+from jaxreg.optim.compression import Compressor, contraction, rand_k, stochastic_rounding, topk
 from jaxreg.optim.descend import descend
+from jaxreg.optim.frugal import GradientSplittingState, frugal, galore_projector, gradient_splitting
 from jaxreg.optim.independent_decay import independent_weight_decay
 from jaxreg.optim.momentum_reset import MomentumResetState, momentum_reset, warmup_after_reset
 from jaxreg.optim.mu_param import mu_scale
@@ -14,30 +18,49 @@ from jaxreg.optim.optimistic_md import (
     optimistic_md,
 )
 from jaxreg.optim.perp_grad import perp_grad
+from jaxreg.optim.quantize_state import QuantizedState, quantize_state
 from jaxreg.optim.spam import ScaleBySpamState, scale_by_spam, spam, spike_clip, spike_score
 
 __all__ = [
+    "Compressor",
     "DynamicEnsembleState",
+    "GradientSplittingState",
     "MomentumResetState",
     "OnlineLearner",
     "OptimisticMdState",
+    "QuantizedState",
     "RadialProjectionState",
     "ScaleBySpamState",
+    "adam8bit",
     "adamp",
+    "contraction",
+    "dequantize_blockwise",
     "descend",
     "dynamic_ensemble",
+    "dynamic_map",
+    "frugal",
+    "galore_projector",
+    "gradient_splitting",
     "independent_weight_decay",
+    "linear_map",
+    "momentum8bit",
     "momentum_reset",
     "mu_scale",
     "multiplicative_noise_gradient",
     "optimistic_md",
     "perp_grad",
     "project_radial",
+    "quantize_blockwise",
+    "quantize_state",
     "radial_projection",
+    "rand_k",
+    "scale_by_adam8bit",
     "scale_by_spam",
     "sgdp",
     "spam",
     "spike_clip",
     "spike_score",
+    "stochastic_rounding",
+    "topk",
     "warmup_after_reset",
 ]

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType
 
+from jaxreg.sharding import with_any_sharding
 from jaxreg.typing import Array, Bool, Int, PRNGKeyArray, PyTree, checked
 
 
@@ -97,7 +97,9 @@ def take(tree: PyTree, subset: Subset) -> PyTree:
         return _at(jnp.ravel(leaf), position)
 
     return jax.tree.map(
-        lambda leaf, rows: _with_any_sharding(take_leaf, rows, leaf)(leaf, rows, subset.start), tree, subset.rows
+        lambda leaf, rows: with_any_sharding(take_leaf, leaf, jax.typeof(rows).sharding)(leaf, rows, subset.start),
+        tree,
+        subset.rows,
     )
 
 
@@ -143,7 +145,7 @@ def put(values: PyTree, subset: Subset, like: PyTree) -> PyTree:
         return entries + jnp.copysign(jnp.zeros([], to.dtype), to)
 
     return jax.tree.map(
-        lambda flat, rows, to: _with_any_sharding(put_leaf, to, to)(flat, rows, subset.start, to),
+        lambda flat, rows, to: with_any_sharding(put_leaf, to, jax.typeof(to).sharding)(flat, rows, subset.start, to),
         values,
         subset.rows,
         like,
@@ -210,10 +212,3 @@ def _at(flat, position):
 
 def _sizes(leaves):
     return tuple(math.prod(leaf.shape) for leaf in leaves)
-
-
-def _with_any_sharding(function, out_like, leaf):
-    """Lets the compiler shard what flattens a leaf: with explicit axes that would have no unique sharding."""
-    if AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types:
-        return jax.sharding.auto_axes(function, out_sharding=jax.typeof(out_like).sharding)
-    return function

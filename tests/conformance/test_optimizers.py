@@ -53,6 +53,15 @@ VARIANTS = [
     ("sgdp", dict(weight_decay=0.1, nesterov=True)),
     ("independent_weight_decay", dict(schedule=lambda step: 0.5**step)),
     ("perp_grad", dict(per_leaf=False, rescale=False)),
+    ("frugal", dict(projection="svd", density=0.5, update_gap=3)),
+    ("frugal", dict(projection="columns", density=0.5, update_gap=3, weight_decay=0.1, reset_statistics=False)),
+    ("frugal", dict(projection="randk", density=0.3, update_gap=3)),
+    ("gradient_splitting", dict(density=1, update_gap=3)),
+    ("quantize_state", dict(block_size=4, min_size=2)),
+    ("quantize_state", dict(inner=optax.scale_by_factored_rms(), min_size=1, code="linear")),
+    ("scale_by_adam8bit", dict(block_size=8, min_size=1)),
+    ("adam8bit", dict(block_size=3, min_size=1, weight_decay=0.1)),
+    ("momentum8bit", dict(min_size=1, nesterov=True)),
 ]
 
 
@@ -63,6 +72,17 @@ class Helper(NamedTuple):
 
 
 HELPERS = {
+    "dequantize_blockwise": Helper(
+        dict(
+            codes=jnp.array([[0, 1], [2, 1]], jnp.uint8), absmax=jnp.array([2.0, 0.5]), code=jnp.array([-1.0, 0.0, 1.0])
+        ),
+        dict(codes=(2,), absmax=(), code=()),
+    ),
+    "dynamic_map": Helper({}, {}),
+    "linear_map": Helper({}, {}),
+    "galore_projector": Helper(
+        dict(gradient=jnp.array([[3.0, 1.0], [0.0, 2.0], [1.0, 0.0]])), dict(gradient=(3,)), dict(rank=1)
+    ),
     "multiplicative_noise_gradient": Helper(
         dict(per_example_gradients=jnp.array([[3.0, 1.0], [0.0, 2.0]])),
         dict(per_example_gradients=()),
@@ -71,6 +91,11 @@ HELPERS = {
     "project_radial": Helper(
         dict(parameter=jnp.eye(3, 2), gradient=jnp.eye(3, 2)[::-1], direction=jnp.ones([3, 2])),
         dict(parameter=(3,), gradient=(2, 2), direction=(3,)),
+    ),
+    "quantize_blockwise": Helper(
+        dict(x=jnp.array([[2.0, -0.4, 1.1]]), code=jnp.array([-1.0, 0.0, 1.0])),
+        dict(x=None, code=(2, 2)),
+        dict(block_size=2),
     ),
     "spike_clip": Helper(
         dict(gradient=jnp.array([[100.0, -100.0, 70.0]]), second_moment=jnp.array([[1.0, 1.0, 1.0]])),
@@ -86,9 +111,11 @@ def is_transformation(function):
     return isinstance(result, type) and issubclass(result, optax.GradientTransformation)
 
 
+# What compresses vectors takes and returns functions, and keeps no state.
+COMPRESSION = {"Compressor", "contraction", "rand_k", "stochastic_rounding", "topk"}
 # Online learners are told the gradient after they have played: they have no updates and a contract of their own.
 ONLINE_LEARNERS = {"DynamicEnsembleState", "OnlineLearner", "OptimisticMdState", "dynamic_ensemble", "optimistic_md"}
-NAMES = sorted(set(optim.__all__) - ONLINE_LEARNERS)
+NAMES = sorted(set(optim.__all__) - COMPRESSION - ONLINE_LEARNERS)
 STATES = {name: value for name in NAMES if isinstance(value := getattr(optim, name), type)}
 FUNCTIONS = {name: getattr(optim, name) for name in NAMES if name not in STATES}
 TRANSFORMATIONS = {name: function for name, function in FUNCTIONS.items() if is_transformation(function)}
@@ -130,7 +157,9 @@ class Subject(NamedTuple):
         return hash(str(self))
 
     def __str__(self):
-        return f"{self.name}({', '.join(f'{k}={v}' for k, v in self.options.items())})"
+        # Without the addresses of functions, which differ between processes.
+        shown = {name: "…" if callable(value) or name == "inner" else value for name, value in self.options.items()}
+        return f"{self.name}({', '.join(f'{name}={value}' for name, value in shown.items())})"
 
 
 SUBJECTS = [Subject(name, {}) for name in TRANSFORMATIONS] + [Subject(*variant) for variant in VARIANTS]
