@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jaxreg import data as data
+    from jaxreg import distributed as distributed
     from jaxreg import layers as layers
     from jaxreg import losses as losses
     from jaxreg import metrics as metrics
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from jaxreg import schedules as schedules
     from jaxreg import weights as weights
 
-_SUBPACKAGES = ("data", "layers", "losses", "metrics", "optim", "penalties", "schedules", "weights")
+_SUBPACKAGES = ("data", "distributed", "layers", "losses", "metrics", "optim", "penalties", "schedules", "weights")
 
 __all__ = ["__version__", *_SUBPACKAGES]
 

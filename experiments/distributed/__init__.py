@@ -1,0 +1,1 @@
+"""Claims about training on many clients or devices."""
