@@ -40,6 +40,7 @@ OPTIMIZERS: Mapping[str, Callable[[], optax.GradientTransformation]] = {
     "spam": lambda: optim.spam(RATE, weight_decay=1e-2),
     "spam, density 0.25": lambda: optim.spam(RATE, weight_decay=1e-2, density=0.25),
     "adamp": lambda: optim.adamp(RATE, weight_decay=1e-2),
+    "frugal": lambda: optim.frugal(RATE, weight_decay=1e-2),
     "momentum_reset(adam)": lambda: optim.momentum_reset(optax.adam(RATE)),
 }
 
