@@ -6,10 +6,10 @@ goes through Adam, the rest takes a step that needs no state, such as that of it
 every step. Which subspace it is changes every few hundred steps.
 
 The cheapest projection takes whole tensors. Array shapes must not depend on which tensors these are, so tensors share
-state in *lanes*: the projectable tensors, ordered by size and shape, are cut into runs of about ``1 / density``, of
-each of which one member is active. A lane's state stands where its first, largest tensor stands in the tree. If all
-members have its shape, as in a network of equal layers, the state has it too, and its sharding; otherwise it is flat,
-as long as the largest member.
+state in *lanes* of about ``1 / density``, of each of which one member is active. Of ``c`` tensors of one shape, as in a
+network of equal layers, ``round(density * c)`` lanes are made; shapes of which there are too few for a lane are pooled,
+and their lanes hold tensors of unequal shapes. A lane's state stands in the tree where its first tensor stands. It has
+that tensor's shape and sharding if all members do; otherwise it is flat, as long as the largest member.
 """
 
 import collections
@@ -100,7 +100,9 @@ def gradient_splitting(
     Every ``update_gap`` steps, the first included, :math:`P` is chosen anew. Leaves that are not ``projectable`` go
     through ``direction`` whole. More than two axes are a stack of matrices, projected one by one. The projections:
 
-    - ``block``: ``round(density * tensors)`` whole tensors, one of every lane, see the module's first lines.
+    - ``block``: whole tensors. Of ``c`` tensors of one shape ``round(density * c)`` are active; shapes of which that
+      leaves none are counted together. Which are active is drawn within fixed groups of about ``1 / density``, of each
+      of which one is; the paper draws among all tensors.
     - ``svd``: GaLore's, ``round(density * min(m, n))`` leading singular vectors of the present gradient, see
       :func:`galore_projector`. ``random``: as many random orthonormal vectors.
     - ``columns``, ``rows``: ``int(density * n)`` random columns, or ``int(density * m)`` rows, of each matrix.
@@ -132,7 +134,7 @@ def gradient_splitting(
         The transformation, which does not need ``params``. Extra arguments are passed on to ``direction``.
 
     Raises:
-        ValueError: a hyperparameter is outside its range.
+        ValueError: a hyperparameter is outside its range, or a leaf to be projected as a matrix has one axis.
 
     References:
         Zmushko et al., *FRUGAL: Memory-Efficient Optimization by Reducing State Overhead for Scalable Training*,
@@ -153,6 +155,13 @@ def gradient_splitting(
     }[state_free]
 
     def init(params):
+        if projection not in ("block", "randk"):
+            for leaf in jax.tree.leaves(params):
+                if leaf.ndim < 2:
+                    raise ValueError(
+                        f"projection {projection!r} needs leaves with at least two axes, got shape {leaf.shape}; "
+                        "say with projectable which leaves to split"
+                    )
         # Nothing is drawn yet: the first step is a refresh, and an SVD of nothing takes as long as one of something.
         basis = jax.eval_shape(space.draw, jax.random.key(0), params, 0)
         basis = jax.tree.map(lambda b: jnp.zeros(b.shape, b.dtype), basis)
