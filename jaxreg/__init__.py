@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from jaxreg import compression as compression
     from jaxreg import data as data
     from jaxreg import distributed as distributed
     from jaxreg import layers as layers
@@ -20,7 +21,18 @@ if TYPE_CHECKING:
     from jaxreg import schedules as schedules
     from jaxreg import weights as weights
 
-_SUBPACKAGES = ("data", "distributed", "layers", "losses", "metrics", "optim", "penalties", "schedules", "weights")
+_SUBPACKAGES = (
+    "compression",
+    "data",
+    "distributed",
+    "layers",
+    "losses",
+    "metrics",
+    "optim",
+    "penalties",
+    "schedules",
+    "weights",
+)
 
 __all__ = ["__version__", *_SUBPACKAGES]
 

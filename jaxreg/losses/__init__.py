@@ -1,5 +1,14 @@
 """Per-example training objectives on model outputs."""
 
+from jaxreg.losses.generalized_gaussian import (
+    GgdFit,
+    ggd_fit,
+    ggd_kurtosis,
+    ggd_log_prob,
+    ggd_quantile,
+    ggd_sample,
+    ggd_variance,
+)
 from jaxreg.losses.label_dro import AldrState, aldr_kl, aldr_kl_init, ldr_kl, ldr_kl_bayes_probabilities
 from jaxreg.losses.noisy_labels import ElrState, elr, elr_init, elr_plus, elr_plus_targets, sigmoid_rampup
 from jaxreg.losses.stablemax import log_stablemax, stablemax_cross_entropy
@@ -8,12 +17,19 @@ from jaxreg.losses.z_loss import z_loss
 __all__ = [
     "AldrState",
     "ElrState",
+    "GgdFit",
     "aldr_kl",
     "aldr_kl_init",
     "elr",
     "elr_init",
     "elr_plus",
     "elr_plus_targets",
+    "ggd_fit",
+    "ggd_kurtosis",
+    "ggd_log_prob",
+    "ggd_quantile",
+    "ggd_sample",
+    "ggd_variance",
     "ldr_kl",
     "ldr_kl_bayes_probabilities",
     "log_stablemax",
