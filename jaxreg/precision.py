@@ -1,8 +1,9 @@
 """Where half precision is too little."""
 
+import jax
 import jax.numpy as jnp
 
-from jaxreg.typing import Array, Float, Shaped, checked
+from jaxreg.typing import Array, Float, PyTree, Shaped, checked
 
 
 @checked
@@ -13,3 +14,15 @@ def at_least_float32(x: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
     bits, loses both.
     """
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+
+
+@checked
+def widened(tree: PyTree) -> PyTree:
+    """A tree with every leaf at least float32: arrays, or the shapes that an optimizer is initialised from."""
+
+    def widen(leaf):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf.update(dtype=jnp.promote_types(leaf.dtype, jnp.float32))
+        return at_least_float32(leaf)
+
+    return jax.tree.map(widen, tree)

@@ -20,10 +20,20 @@ from jaxreg.optim.optimistic_md import (
 from jaxreg.optim.perp_grad import perp_grad
 from jaxreg.optim.quantize_state import QuantizedState, quantize_state
 from jaxreg.optim.spam import ScaleBySpamState, scale_by_spam, spam, spike_clip, spike_score
+from jaxreg.optim.stable_spam import (
+    GradNormState,
+    ScaleByStableSpamState,
+    SpikeClipState,
+    adaptive_grad_norm,
+    adaptive_spike_clip,
+    scale_by_stable_spam,
+    stable_spam,
+)
 
 __all__ = [
     "Compressor",
     "DynamicEnsembleState",
+    "GradNormState",
     "GradientSplittingState",
     "MomentumResetState",
     "OnlineLearner",
@@ -31,8 +41,12 @@ __all__ = [
     "QuantizedState",
     "RadialProjectionState",
     "ScaleBySpamState",
+    "ScaleByStableSpamState",
+    "SpikeClipState",
     "adam8bit",
     "adamp",
+    "adaptive_grad_norm",
+    "adaptive_spike_clip",
     "contraction",
     "dequantize_blockwise",
     "descend",
@@ -56,10 +70,12 @@ __all__ = [
     "rand_k",
     "scale_by_adam8bit",
     "scale_by_spam",
+    "scale_by_stable_spam",
     "sgdp",
     "spam",
     "spike_clip",
     "spike_score",
+    "stable_spam",
     "stochastic_rounding",
     "topk",
     "warmup_after_reset",

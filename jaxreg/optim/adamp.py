@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxreg.optim.descend import descend
-from jaxreg.precision import at_least_float32
+from jaxreg.precision import at_least_float32, widened
 from jaxreg.typing import Array, Float, ScalarLike, ScalarOrSchedule, checked
 from jaxreg.validation import check_params, check_range
 
@@ -155,12 +155,12 @@ def radial_projection(
     decay = optax.add_decayed_weights(weight_decay, mask)
 
     def init(params):
-        wide = jax.tree.map(_widened, params)
+        wide = widened(params)
         return RadialProjectionState(direction.init(wide), decay.init(wide))
 
     def update(updates, state, params=None, **extra_args):
         check_params(params)
-        params, gradients = jax.tree.map(_widened, (params, updates))
+        params, gradients = widened((params, updates))
         directions, inner_state = direction.update(gradients, state.inner_state, params, **extra_args)
 
         def project(u, g, p):
@@ -317,9 +317,3 @@ def _momentum(decay, dampening, nesterov):
         return directions, optax.TraceState(trace)
 
     return optax.GradientTransformation(lambda params: optax.TraceState(optax.tree.zeros_like(params)), update)
-
-
-def _widened(leaf):
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return leaf.update(dtype=jnp.promote_types(leaf.dtype, jnp.float32))
-    return at_least_float32(leaf)

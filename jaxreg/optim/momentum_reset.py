@@ -4,12 +4,14 @@ A gradient spike that got through stays in Adam's moments for hundreds of steps.
 hundred steps bounds the harm; the steps right after a reset are noisy, so they are scaled down along a cosine.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxreg.optim.state_fields import within_field
 from jaxreg.typing import Array, Float, Int, ScalarLike, checked
 from jaxreg.validation import check_range
 
@@ -58,21 +60,29 @@ def momentum_reset(
     *,
     reset_every: ScalarLike = 500,
     warmup_steps: ScalarLike = 150,
+    moments: Sequence[str] | None = None,
+    restart_counts: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Any optimizer, its moments set to zero every ``reset_every`` steps, its updates then warmed up again.
 
-    On the steps :math:`n = 1, 2, \dots` with :math:`n \bmod R = 0` every array of the inner state that mirrors the
-    parameters (found by :func:`optax.tree.map_params`) is zeroed before the step is taken; step counts, learning
-    rates and the like are left alone. All updates are multiplied by :func:`warmup_after_reset`, which is 1 until the
-    first reset.
+    On the steps :math:`n = 1, 2, \dots` with :math:`n \bmod R = 0` the moments are zeroed before the step is taken:
+    every array of the inner state that mirrors the parameters (found by :func:`optax.tree.map_params`), or the fields
+    named in ``moments``. Step counts, learning rates and the like are left alone. All updates are multiplied by
+    :func:`warmup_after_reset`, which is 1 until the first reset.
 
     Wrap the part that holds the moments: ``chain(momentum_reset(scale_by_adam()), add_decayed_weights(1e-2), ...)``
     leaves the weight decay unscaled.
+
+    With ``optax.inject_hyperparams`` give ``static_args=("inner", "moments", "restart_counts")``.
 
     Args:
         inner: the optimizer to wrap.
         reset_every: ``R >= 1``, steps between two resets (paper: 500).
         warmup_steps: ``W >= 0``, steps of the warmup after a reset (paper: 150).
+        moments: names of the fields of the inner state to reset, such as ``("mu",)`` for Adam's first moment only, or
+            for states that mirror the parameters without being moments (copies of the weights); None for all that do.
+        restart_counts: whether the inner state's step counts, all its integer scalars, restart as well, and the bias
+            correction with them (SPAM's don't, Stable-SPAM's do). Schedules within ``inner`` would, too.
 
     Returns:
         The wrapped optimizer; extra arguments of ``update`` are passed on to ``inner``.
@@ -93,9 +103,24 @@ def momentum_reset(
     def update(updates, state, params=None, **extra_args):
         count = optax.safe_increment(state.count)
         since = count % reset_every
+
+        def forget(leaf):
+            return jnp.where(since == 0, jnp.zeros_like(leaf), leaf)
+
+        def forget_count(leaf):
+            is_count = jnp.ndim(leaf) == 0 and jnp.issubdtype(leaf.dtype, jnp.integer)
+            return forget(leaf) if restart_counts and is_count else leaf
+
         inner_state = optax.tree.map_params(
-            inner, lambda moment: jnp.where(since == 0, jnp.zeros_like(moment), moment), state.inner_state
+            inner,
+            forget if moments is None else lambda leaf: leaf,
+            state.inner_state,
+            transform_non_params=forget_count,
         )
+        if moments is not None:
+            inner_state = jax.tree_util.tree_map_with_path(
+                lambda path, leaf: forget(leaf) if within_field(path, moments) else leaf, inner_state
+            )
         updates, inner_state = inner.update(updates, inner_state, params, **extra_args)
         factor = jnp.where(count < reset_every, 1.0, warmup_after_reset(since, warmup_steps=warmup_steps))
         updates = jax.tree.map(lambda u: (factor * u).astype(u.dtype), updates)

@@ -19,6 +19,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxreg.optim.blockwise8bit import dynamic_map, linear_map, look_up, nearest, relative
+from jaxreg.optim.state_fields import within_field
 from jaxreg.sharding import with_any_sharding
 from jaxreg.typing import PyTree, checked
 from jaxreg.validation import check_range
@@ -96,9 +97,7 @@ def quantize_state(
     codes_by_sign = {signed: make_code(signed=signed) for signed in (True, False)}
 
     def code_of(path):
-        return codes_by_sign[
-            not any(isinstance(key, jax.tree_util.GetAttrKey) and key.name in unsigned for key in path)
-        ]
+        return codes_by_sign[not within_field(path, unsigned)]
 
     def quantizable(array):
         return array.ndim > 0 and array.size >= min_size and jnp.issubdtype(array.dtype, jnp.floating)

@@ -57,9 +57,12 @@ VARIANTS = [
     ("frugal", dict(projection="columns", density=0.5, update_gap=3, weight_decay=0.1, reset_statistics=False)),
     ("frugal", dict(projection="randk", density=0.3, update_gap=3)),
     ("gradient_splitting", dict(density=1, update_gap=3)),
+    ("momentum_reset", dict(reset_every=3, moments=("mu",), restart_counts=True)),
     ("quantize_state", dict(block_size=4, min_size=2)),
     ("quantize_state", dict(inner=optax.scale_by_factored_rms(), min_size=1, code="linear")),
     ("scale_by_adam8bit", dict(block_size=8, min_size=1)),
+    ("scale_by_stable_spam", dict(reset_every=3, shared_counter=True)),
+    ("stable_spam", dict(reset_every=3, total_steps=20, weight_decay=0.1)),
     ("adam8bit", dict(block_size=3, min_size=1, weight_decay=0.1)),
     ("momentum8bit", dict(min_size=1, nesterov=True)),
 ]
@@ -67,19 +70,29 @@ VARIANTS = [
 
 class Helper(NamedTuple):
     arrays: dict  # example arguments, which `jit` and `vmap` get
-    refused: dict  # for every argument a shape that does not fit the others
+    refused: dict  # for every argument a shape that does not fit the others, or None where any does
     settings: dict = {}  # arguments that are no arrays and have no default
 
 
 HELPERS = {
+    "adaptive_grad_norm": Helper(
+        dict(
+            gradient=jnp.array([3.0, -4.0]),
+            state=optim.GradNormState(jnp.array(2.0), jnp.array(5.0)),
+            count=jnp.array(7),
+        ),
+        dict(gradient=None, state=(), count=(2,)),
+    ),
+    "adaptive_spike_clip": Helper(
+        dict(gradient=jnp.array([3.0, -4.0]), state=optim.SpikeClipState(jnp.array(2.0)), count=jnp.array(7)),
+        dict(gradient=None, state=(), count=(2,)),
+    ),
     "dequantize_blockwise": Helper(
         dict(
             codes=jnp.array([[0, 1], [2, 1]], jnp.uint8), absmax=jnp.array([2.0, 0.5]), code=jnp.array([-1.0, 0.0, 1.0])
         ),
         dict(codes=(2,), absmax=(), code=()),
     ),
-    "dynamic_map": Helper({}, {}),
-    "linear_map": Helper({}, {}),
     "galore_projector": Helper(
         dict(gradient=jnp.array([[3.0, 1.0], [0.0, 2.0], [1.0, 0.0]])), dict(gradient=(3,)), dict(rank=1)
     ),
@@ -111,11 +124,11 @@ def is_transformation(function):
     return isinstance(result, type) and issubclass(result, optax.GradientTransformation)
 
 
-# What compresses vectors takes and returns functions, and keeps no state.
-COMPRESSION = {"Compressor", "contraction", "rand_k", "stochastic_rounding", "topk"}
-# Online learners are told the gradient after they have played: they have no updates and a contract of their own.
+# What has a contract of its own, and tests of its own.
+COMPRESSION = {"Compressor", "contraction", "rand_k", "stochastic_rounding", "topk"}  # take and return functions
 ONLINE_LEARNERS = {"DynamicEnsembleState", "OnlineLearner", "OptimisticMdState", "dynamic_ensemble", "optimistic_md"}
-NAMES = sorted(set(optim.__all__) - COMPRESSION - ONLINE_LEARNERS)
+CONSTANTS = {"dynamic_map", "linear_map"}
+NAMES = sorted(set(optim.__all__) - COMPRESSION - ONLINE_LEARNERS - CONSTANTS)
 STATES = {name: value for name in NAMES if isinstance(value := getattr(optim, name), type)}
 FUNCTIONS = {name: getattr(optim, name) for name in NAMES if name not in STATES}
 TRANSFORMATIONS = {name: function for name, function in FUNCTIONS.items() if is_transformation(function)}
@@ -534,7 +547,13 @@ def test_helper_under_jit_and_vmap(name, helper):
 
 
 @pytest.mark.parametrize(
-    ("name", "argument"), [(name, argument) for name, helper in HELPERS.items() for argument in helper.refused]
+    ("name", "argument"),
+    [
+        (name, argument)
+        for name, helper in HELPERS.items()
+        for argument, shape in helper.refused.items()
+        if shape is not None
+    ],
 )
 def test_helper_names_the_argument_of_the_wrong_shape(name, argument):
     helper = HELPERS[name]

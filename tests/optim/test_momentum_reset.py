@@ -61,3 +61,23 @@ def test_around_adam_it_is_spam_without_clipping():
 def test_bad_hyperparameters_are_named(name, value):
     with pytest.raises(ValueError, match=rf"^{name} must be in .*, got {value}$"):
         momentum_reset(optax.sgd(1.0), **{name: value})
+
+
+def test_the_moments_can_be_given():
+    optimizer = momentum_reset(optax.scale_by_adam(), reset_every=2, moments=("mu",))
+    state = optimizer.init(jnp.zeros(3))
+    for _ in range(2):
+        _, state = optimizer.update(jnp.ones(3), state)
+    np.testing.assert_allclose(state.inner_state.mu, 0.1 * np.ones(3), rtol=1e-6)  # of the last gradient alone
+    np.testing.assert_allclose(state.inner_state.nu, (1 - 0.999**2) * np.ones(3), rtol=1e-4)  # of both
+
+
+def test_step_counts_restart_on_request():
+    optimizer = momentum_reset(optax.scale_by_adam(eps=0.0), reset_every=3, warmup_steps=0, restart_counts=True)
+    state = optimizer.init(jnp.zeros(2))
+    for step in range(1, 8):
+        gradient = jnp.array([1.0, -2.0]) * step
+        update, state = optimizer.update(gradient, state)
+        if step % 3 == 0:  # as on the first step, a direction is the sign
+            np.testing.assert_allclose(update, [1.0, -1.0], rtol=1e-5)
+    assert (state.count, state.inner_state.count) == (7, 2)

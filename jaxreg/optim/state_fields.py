@@ -1,0 +1,24 @@
+"""Finding the parts of an optimizer's state by name."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax.tree_util import GetAttrKey
+
+from jaxreg.typing import checked
+
+
+@checked
+def within_field(path: tuple[Any, ...], names: Sequence[str]) -> bool:
+    """Whether a leaf of a state lies within a field of one of these names.
+
+    >>> import jax, optax
+    >>> state = optax.adam(0.1).init({"nu": 1.0})
+    >>> [within_field(path, ["nu"]) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    [False, False, True]
+
+    Args:
+        path: of the leaf, as :func:`jax.tree_util.tree_map_with_path` gives it.
+        names: of fields of the named tuples that states are made of, such as ``mu``; parameters may have any names.
+    """
+    return any(isinstance(key, GetAttrKey) and key.name in names for key in path)
