@@ -1,6 +1,7 @@
 """Layers and heads, as functions and flax.linen modules."""
 
 from jaxreg.layers.ghost_batch_norm import GhostBatchNorm
+from jaxreg.layers.lora import LoRADense, lora_mask
 from jaxreg.layers.multi_sample_dropout import (
     MultiSampleDropout,
     antithetic_masks,
@@ -20,6 +21,7 @@ from jaxreg.layers.stable_embedding import StableEmbedding
 
 __all__ = [
     "GhostBatchNorm",
+    "LoRADense",
     "MultiSampleDropout",
     "PowerNorm",
     "QKNormAttention",
@@ -27,6 +29,7 @@ __all__ = [
     "antithetic_masks",
     "group_scaling",
     "keep_backward_stats",
+    "lora_mask",
     "multi_sample_dropout",
     "multi_sample_loss",
     "power_norm",

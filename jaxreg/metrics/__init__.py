@@ -17,6 +17,7 @@ from jaxreg.metrics.dynamical_stability import (
     trace_bound,
 )
 from jaxreg.metrics.lr_sensitivity import extrapolate_instability, lr_sensitivity, max_attention_logit
+from jaxreg.metrics.mask_spread import mask_spread
 from jaxreg.metrics.memorization import LabelOutcomes, early_learning_alignment, label_outcomes
 from jaxreg.metrics.periodicity import ipr, neuron_ipr
 from jaxreg.metrics.regret import SeaQuantities, dynamic_regret, path_length, sea_quantities, static_regret
@@ -63,6 +64,7 @@ __all__ = [
     "label_outcomes",
     "lanczos_top_eigenvalue",
     "lr_sensitivity",
+    "mask_spread",
     "max_attention_logit",
     "mean",
     "median",

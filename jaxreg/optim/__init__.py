@@ -2,6 +2,7 @@
 
 from jaxreg.optim.adam8bit import adam8bit, momentum8bit, scale_by_adam8bit
 from jaxreg.optim.adamp import RadialProjectionState, adamp, project_radial, radial_projection, sgdp
+from jaxreg.optim.allora import allora, scale_by_inverse_row_norm
 from jaxreg.optim.blockwise8bit import dequantize_blockwise, dynamic_map, linear_map, quantize_blockwise
 from jaxreg.optim.compression import Compressor, contraction, rand_k, stochastic_rounding, topk
 from jaxreg.optim.descend import descend
@@ -47,6 +48,7 @@ __all__ = [
     "adamp",
     "adaptive_grad_norm",
     "adaptive_spike_clip",
+    "allora",
     "contraction",
     "dequantize_blockwise",
     "descend",
@@ -69,6 +71,7 @@ __all__ = [
     "radial_projection",
     "rand_k",
     "scale_by_adam8bit",
+    "scale_by_inverse_row_norm",
     "scale_by_spam",
     "scale_by_stable_spam",
     "sgdp",

@@ -38,7 +38,7 @@ RATES = {"sgdp": 0.002}
 ON_SPHERES = {"perp_grad"}
 
 # What scales the directions of others.
-SCALES = {"mu_scale"}
+SCALES = {"mu_scale", "scale_by_inverse_row_norm"}
 
 # What is made for long runs, at the scale of a run of some hundred steps.
 SHORT_RUN = {"reset_every": 100, "warmup_steps": 10}
@@ -57,6 +57,7 @@ VARIANTS = [
     ("frugal", dict(projection="columns", density=0.5, update_gap=3, weight_decay=0.1, reset_statistics=False)),
     ("frugal", dict(projection="randk", density=0.3, update_gap=3)),
     ("gradient_splitting", dict(density=1, update_gap=3)),
+    ("allora", dict(norm_axes={"matrix": -1, "kernel": 0}, weight_decay=0.1)),
     ("momentum_reset", dict(reset_every=3, moments=("mu",), restart_counts=True)),
     ("quantize_state", dict(block_size=4, min_size=2)),
     ("quantize_state", dict(inner=optax.scale_by_factored_rms(), min_size=1, code="linear")),
