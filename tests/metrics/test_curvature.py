@@ -1,5 +1,7 @@
 """Curvature against Hessians written out, and Lanczos against NumPy's eigenvalues."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,14 +18,15 @@ def loss(params):
     return jnp.sum(jnp.square(params["c"] * hidden.sum(1) - 1.0))
 
 
+@functools.cache
 def dense_hessian():
     flat, unravel = ravel_pytree(PARAMS)
-    return np.asarray(jax.hessian(lambda x: loss(unravel(x)))(flat), np.float64)
+    return np.asarray(jax.jit(jax.hessian(lambda x: loss(unravel(x))))(flat), np.float64)
 
 
 def test_products_are_those_of_the_dense_hessian():
     vector = jax.tree.map(jnp.sin, PARAMS)
-    product = hessian_vector_product(loss, PARAMS, vector)
+    product = jax.jit(lambda p, v: hessian_vector_product(loss, p, v))(PARAMS, vector)
     assert jax.tree.structure(product) == jax.tree.structure(PARAMS)
     np.testing.assert_allclose(ravel_pytree(product)[0], dense_hessian() @ ravel_pytree(vector)[0], rtol=1e-4)
 
@@ -43,10 +46,9 @@ def test_trace_estimates_have_hutchinsons_mean_and_variance():
     np.testing.assert_allclose(estimates.var(), variance, rtol=0.1)
 
 
-@pytest.mark.parametrize("iterations", [7, 20])
-def test_top_eigenvalue_is_that_of_the_dense_hessian(iterations):
-    """Seven parameters: Lanczos is exhausted after seven steps, and further ones change nothing."""
-    sharpness = jax.jit(lambda key: top_eigenvalue(key, loss, PARAMS, iterations=iterations))(jax.random.key(0))
+def test_top_eigenvalue_is_that_of_the_dense_hessian():
+    """Seven parameters: Lanczos is exhausted after seven steps, and further ones are not taken."""
+    sharpness = jax.jit(lambda key: top_eigenvalue(key, loss, PARAMS, iterations=20))(jax.random.key(0))
     np.testing.assert_allclose(sharpness, np.linalg.eigvalsh(dense_hessian())[-1], rtol=1e-5)
 
 
@@ -81,8 +83,9 @@ def test_lanczos_by_hand():
 
 def test_half_precision_parameters_are_widened():
     params = jnp.array([1.0, 2.0], jnp.bfloat16)
-    assert float(hutchinson_trace(jax.random.key(0), lambda p: jnp.sum(1.001 * p**2), params)) == pytest.approx(4.004)
-    assert float(top_eigenvalue(jax.random.key(0), lambda p: jnp.sum(1.001 * p**2), params)) == pytest.approx(2.002)
+    product = hessian_vector_product(lambda p: jnp.sum(1.001 * p**2), params, jnp.array([1.0, 0.0], jnp.bfloat16))
+    assert product.dtype == jnp.float32
+    np.testing.assert_allclose(product, [2.002, 0.0], rtol=1e-6)
 
 
 def test_usable_inside_a_training_loop():
