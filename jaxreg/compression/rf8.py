@@ -39,7 +39,7 @@ def rf8_quantize(
         ValueError: ``exp_bits`` or ``man_bits`` is outside its range.
 
     References:
-        *It Takes a Good Model to Train a Good Model: Generalized Gaussian Priors for Optimized LLMs*,
+        Wu et al., *It Takes a Good Model to Train a Good Model: Generalized Gaussian Priors for Optimized LLMs*,
         arXiv 2506.00486.
     """
     check_range("exp_bits", exp_bits, "[1, 7]")

@@ -32,8 +32,9 @@ def backslash_rate(
         ValueError: ``shape`` or ``eps`` is not positive.
 
     References:
-        *It Takes a Good Model to Train a Good Model: Generalized Gaussian Priors for Optimized LLMs*,
-        arXiv 2506.00486; *BackSlash: Rate Constrained Optimized Training of Large Language Models*, arXiv 2504.16968.
+        Wu et al., *It Takes a Good Model to Train a Good Model: Generalized Gaussian Priors for Optimized LLMs*,
+        arXiv 2506.00486; Wu et al., *BackSlash: Rate Constrained Optimized Training of Large Language Models*,
+        arXiv 2504.16968.
     """
     check_range("shape", shape, "(0, inf)")
     check_range("eps", eps, "(0, inf)")
@@ -64,7 +65,7 @@ def ggd_bits(params: PyTree[Float[Array, "..."]], *, step: ScalarLike) -> Float[
         ValueError: ``step`` is not positive.
 
     References:
-        *It Takes a Good Model to Train a Good Model: Generalized Gaussian Priors for Optimized LLMs*,
+        Wu et al., *It Takes a Good Model to Train a Good Model: Generalized Gaussian Priors for Optimized LLMs*,
         arXiv 2506.00486.
     """
     check_range("step", step, "(0, inf)")

@@ -39,7 +39,7 @@ def ggd_init(*, shape: ScalarLike = 1.0, mode: Literal["he", "xavier", "lecun"] 
         ValueError: ``shape`` is not positive, or the initializer is asked for an array without two axes.
 
     References:
-        *It Takes a Good Model to Train a Good Model: Generalized Gaussian Priors for Optimized LLMs*,
+        Wu et al., *It Takes a Good Model to Train a Good Model: Generalized Gaussian Priors for Optimized LLMs*,
         arXiv 2506.00486.
     """
     check_range("shape", shape, "(0, inf)")
@@ -79,7 +79,7 @@ def deepshape(
         ValueError: ``shape`` is not positive or ``strength`` outside [0, 1].
 
     References:
-        *It Takes a Good Model to Train a Good Model: Generalized Gaussian Priors for Optimized LLMs*,
+        Wu et al., *It Takes a Good Model to Train a Good Model: Generalized Gaussian Priors for Optimized LLMs*,
         arXiv 2506.00486.
     """
     check_range("shape", shape, "(0, inf)")

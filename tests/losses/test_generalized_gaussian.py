@@ -9,6 +9,9 @@ import scipy.stats
 from jaxreg.losses import ggd_fit, ggd_kurtosis, ggd_log_prob, ggd_quantile, ggd_sample, ggd_variance
 
 SHAPES = [0.4, 1.0, 1.7, 2.0, 8.0]
+SAMPLE = jax.jit(lambda key, shape: ggd_sample(key, (100, 200), shape=shape, scale=0.7))
+QUANTILE = jax.jit(lambda p, shape: ggd_quantile(p, shape=shape, scale=0.7))
+FIT = jax.jit(ggd_fit)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -25,7 +28,7 @@ def test_each_value_may_have_its_own_distribution():
 
 
 def test_gradients_are_finite_at_zero():
-    gradient = jax.grad(lambda x, nu, a: ggd_log_prob(x, shape=nu, scale=a), argnums=(0, 1, 2))
+    gradient = jax.jit(jax.grad(lambda x, nu, a: ggd_log_prob(x, shape=nu, scale=a), argnums=(0, 1, 2)))
     for shape in (0.5, 1.0, 2.0):
         slopes = gradient(jnp.array(0.0), jnp.array(shape), jnp.array(2.0))
         assert np.isfinite(slopes).all()
@@ -35,7 +38,7 @@ def test_gradients_are_finite_at_zero():
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_samples_follow_the_distribution(shape):
-    x = np.asarray(ggd_sample(jax.random.key(0), (100, 200), shape=shape, scale=0.7))
+    x = np.asarray(SAMPLE(jax.random.key(0), shape))
     assert x.shape == (100, 200)
     assert scipy.stats.kstest(x.ravel(), scipy.stats.gennorm(shape, scale=0.7).cdf).pvalue > 0.01
 
@@ -43,7 +46,7 @@ def test_samples_follow_the_distribution(shape):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_quantiles_are_scipys(shape):
     p = np.array([1e-7, 1e-4, 0.01, 0.2, 0.45, 0.5, 0.51, 0.9, 0.999], np.float32)
-    ours = jax.jit(lambda p: ggd_quantile(p, shape=shape, scale=0.7))(p)
+    ours = QUANTILE(p, shape)
     np.testing.assert_allclose(
         ours, scipy.stats.gennorm.ppf(p.astype(np.float64), shape, scale=0.7), rtol=3e-4, atol=1e-6
     )
@@ -59,14 +62,14 @@ def test_moments_are_scipys(shape):
 @pytest.mark.parametrize("shape", [0.5, 1.0, 2.0, 4.0])
 def test_fit_recovers_shape_and_scale(shape):
     x = scipy.stats.gennorm.rvs(shape, scale=0.03, size=100_000, random_state=0).astype(np.float32)
-    ours = jax.jit(ggd_fit)(x)
+    ours = FIT(x)
     np.testing.assert_allclose(ours.shape, shape, rtol=0.03)
     np.testing.assert_allclose(ours.scale, 0.03, rtol=0.05)
 
 
-@pytest.mark.parametrize(("values", "shape"), [([1.0, -1.0, 0.0], 1.74396), ([3.0, -1.0, 0.0, 0.0], None)])
-def test_fit_solves_its_equation(values, shape):
-    """(1, 1, 0): a ratio of 1.5. SciPy solves the same equation."""
+@pytest.mark.parametrize("values", [[1.0, -1.0, 0.0], [3.0, -1.0, 0.5]])
+def test_fit_solves_its_equation(values):
+    """(1, -1, 0) has a ratio of 1.5."""
     x = np.array(values)
     ratio = np.mean(x**2) / np.mean(np.abs(x)) ** 2
 
@@ -75,13 +78,13 @@ def test_fit_solves_its_equation(values, shape):
         return g(1 / nu) + g(3 / nu) - 2 * g(2 / nu) - np.log(ratio)
 
     wanted = scipy.optimize.brentq(equation, 0.05, 50)
-    np.testing.assert_allclose(ggd_fit(x.astype(np.float32)).shape, wanted, rtol=1e-3)
+    np.testing.assert_allclose(FIT(x.astype(np.float32)).shape, wanted, rtol=1e-3)
 
 
 def test_scale_does_not_change_the_shape():
     x = jax.random.normal(jax.random.key(0), [1000])
     for factor in (1e-25, 1e25):
-        ours, wanted = ggd_fit(factor * x), ggd_fit(x)
+        ours, wanted = FIT(factor * x), FIT(x)
         np.testing.assert_allclose(ours.shape, wanted.shape, rtol=1e-3)
         np.testing.assert_allclose(ours.scale / factor, wanted.scale, rtol=1e-3)
 
