@@ -12,14 +12,30 @@ from jaxreg.distributed.error_feedback import (
     ef21_w,
     stacked,
 )
+from jaxreg.distributed.shared_seed_spsa import (
+    SharedSeedState,
+    adapt_scale,
+    apply_projected,
+    decode_byte,
+    encode_byte,
+    machine_key,
+    perturbation,
+    projected_gradient,
+    shared_seed_init,
+    shared_seed_round,
+)
 from jaxreg.distributed.wire import bytes_sent
 
 __all__ = [
     "Co2State",
     "ErrorFeedbackState",
+    "SharedSeedState",
+    "adapt_scale",
+    "apply_projected",
     "bytes_sent",
     "co2_init",
     "co2_round",
+    "decode_byte",
     "econtrol",
     "ef14",
     "ef21",
@@ -28,8 +44,14 @@ __all__ = [
     "ef21_stepsize",
     "ef21_w",
     "ef21_weights",
+    "encode_byte",
     "local_steps",
+    "machine_key",
+    "perturbation",
+    "projected_gradient",
     "rare_features_constant",
     "round_time",
+    "shared_seed_init",
+    "shared_seed_round",
     "stacked",
 ]
