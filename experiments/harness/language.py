@@ -27,7 +27,14 @@ class CharTask(NamedTuple):
     state: Any = ()
 
 
-def char_task(key: PRNGKeyArray, *, context: int = 8, batch: int = 128, classes: int = 64) -> CharTask:
+def char_task(
+    key: PRNGKeyArray,
+    *,
+    context: int = 8,
+    batch: int = 128,
+    classes: int = 64,
+    part: tuple[int | Int[Array, ""], int] = (0, 1),
+) -> CharTask:
     """A character-level language model, :class:`~experiments.harness.models.CharMlp`, on Python's documentation.
 
     Its validation loss is the mean over every eighth position.
@@ -37,12 +44,15 @@ def char_task(key: PRNGKeyArray, *, context: int = 8, batch: int = 128, classes:
         context: bytes seen.
         batch: positions of the text in one training batch.
         classes: size of the alphabet; ``log(classes)`` is the loss of a uniform guess.
+        part: which part of the training text, and of how many equal ones, training batches are from.
 
     Returns:
         Parameters and losses.
     """
     text = data.documentation(classes=classes)
     model = models.CharMlp(classes)
+    which, parts = part
+    length = (len(text.train) - context) // parts
     params = model.init(key, jnp.zeros([1, context], jnp.int32))
 
     def cross_entropy(params, symbols, positions):
@@ -51,7 +61,7 @@ def char_task(key: PRNGKeyArray, *, context: int = 8, batch: int = 128, classes:
         return optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, -1]).mean()
 
     def loss(params, state, key):
-        positions = jax.random.randint(key, [batch], 0, len(text.train) - context)
+        positions = which * length + jax.random.randint(key, [batch], 0, length)
         return cross_entropy(params, text.train, positions), state
 
     def validation_loss(params, state):

@@ -31,6 +31,15 @@ def test_training_draws_its_batch_from_the_first_part_of_the_text():
     assert state == "carried along"
 
 
+def test_training_can_keep_to_a_part_of_the_text():
+    """A part of one byte: every example of the batch is the same."""
+    text = np.asarray(data.documentation(classes=20).train)
+    parts = len(text) - 3
+    task = char_task(jax.random.key(0), context=3, batch=5, classes=20, part=(jnp.array(1234), parts))
+    log_p = log_probabilities(task.params, [text[1234 : 1234 + 3]], 20)
+    np.testing.assert_allclose(task.loss(task.params, (), jax.random.key(7))[0], -log_p[0, text[1237]], rtol=1e-5)
+
+
 def test_the_key_decides_the_initial_parameters():
     first, again, other = (char_task(jax.random.key(seed)).params for seed in (0, 0, 1))
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), first, again))
