@@ -7,6 +7,7 @@ from jaxreg.optim.blockwise8bit import dequantize_blockwise, dynamic_map, linear
 from jaxreg.optim.compression import Compressor, contraction, rand_k, stochastic_rounding, topk
 from jaxreg.optim.descend import descend
 from jaxreg.optim.frugal import GradientSplittingState, frugal, galore_projector, gradient_splitting
+from jaxreg.optim.hesso import Group, HessoCricState, HessoState, hesso, hesso_cric, saliency
 from jaxreg.optim.independent_decay import independent_weight_decay
 from jaxreg.optim.momentum_reset import MomentumResetState, momentum_reset, warmup_after_reset
 from jaxreg.optim.mu_param import mu_scale
@@ -36,6 +37,9 @@ __all__ = [
     "DynamicEnsembleState",
     "GradNormState",
     "GradientSplittingState",
+    "Group",
+    "HessoCricState",
+    "HessoState",
     "MomentumResetState",
     "OnlineLearner",
     "OptimisticMdState",
@@ -57,6 +61,8 @@ __all__ = [
     "frugal",
     "galore_projector",
     "gradient_splitting",
+    "hesso",
+    "hesso_cric",
     "independent_weight_decay",
     "linear_map",
     "momentum8bit",
@@ -70,6 +76,7 @@ __all__ = [
     "quantize_state",
     "radial_projection",
     "rand_k",
+    "saliency",
     "scale_by_adam8bit",
     "scale_by_inverse_row_norm",
     "scale_by_spam",

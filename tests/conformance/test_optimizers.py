@@ -23,7 +23,21 @@ from jaxtyping import TypeCheckError
 from jaxreg import optim
 from jaxreg.typing import ScalarLike, ScalarOrSchedule
 
+
+def units_of(params):
+    """The units to prune: those of two leaves along their last axis, if the tree has them."""
+    found = params if isinstance(params, dict) else {}
+    return [
+        optim.Group((((name,), -1),), found[name].shape[-1])
+        for name in ("matrix", "kernel")
+        if hasattr(found.get(name), "shape")
+    ]
+
+
 REQUIRED = {
+    "groups": units_of,
+    "pruning_steps": 4,
+    "sampling_steps": 2,
     "learning_rate": 0.03,
     "inner": optax.adam(0.03),
     "direction": optax.scale_by_adam(),
@@ -57,6 +71,8 @@ VARIANTS = [
     ("frugal", dict(projection="columns", density=0.5, update_gap=3, weight_decay=0.1, reset_statistics=False)),
     ("frugal", dict(projection="randk", density=0.3, update_gap=3)),
     ("gradient_splitting", dict(density=1, update_gap=3)),
+    ("hesso", dict(periods=2, start=1, target_sparsity=0.8)),
+    ("hesso_cric", dict(max_cycles=1, target_sparsity=0.3)),
     ("allora", dict(norm_axes={"matrix": -1, "kernel": 0}, weight_decay=0.1)),
     ("momentum_reset", dict(reset_every=3, moments=("mu",), restart_counts=True)),
     ("quantize_state", dict(block_size=4, min_size=2)),
@@ -76,6 +92,13 @@ class Helper(NamedTuple):
 
 
 HELPERS = {
+    "saliency": Helper(
+        dict(
+            params={"w": jnp.array([[1.0, -2.0], [0.5, 0.0]])}, directions={"w": jnp.array([[0.1, 0.3], [2.0, -1.0]])}
+        ),
+        dict(params=(2,), directions=(2,)),
+        dict(groups=[optim.Group(((("w",), 1),), 2)]),
+    ),
     "adaptive_grad_norm": Helper(
         dict(
             gradient=jnp.array([3.0, -4.0]),
@@ -129,7 +152,9 @@ def is_transformation(function):
 COMPRESSION = {"Compressor", "contraction", "rand_k", "stochastic_rounding", "topk"}  # take and return functions
 ONLINE_LEARNERS = {"DynamicEnsembleState", "OnlineLearner", "OptimisticMdState", "dynamic_ensemble", "optimistic_md"}
 CONSTANTS = {"dynamic_map", "linear_map"}
-NAMES = sorted(set(optim.__all__) - COMPRESSION - ONLINE_LEARNERS - CONSTANTS)
+# What transformations are told.
+ARGUMENTS = {"Group"}
+NAMES = sorted(set(optim.__all__) - COMPRESSION - ONLINE_LEARNERS - CONSTANTS - ARGUMENTS)
 STATES = {name: value for name in NAMES if isinstance(value := getattr(optim, name), type)}
 FUNCTIONS = {name: getattr(optim, name) for name in NAMES if name not in STATES}
 TRANSFORMATIONS = {name: function for name, function in FUNCTIONS.items() if is_transformation(function)}
@@ -384,7 +409,7 @@ def test_partition_gives_it_its_part(subject):
 @every_subject
 def test_hyperparameters_can_be_injected(subject):
     arguments = {name: p.default for name, p in subject.parameters.items()} | subject.arguments
-    static = [name for name, value in arguments.items() if name not in subject.traced and not callable(value)]
+    static = [name for name in arguments if name not in subject.traced]
     factory = optax.inject_hyperparams(TRANSFORMATIONS[subject.name], static_args=static)
     optimizer = factory(**subject.arguments)
     history, state = trajectory(optimizer)
@@ -511,7 +536,8 @@ def test_it_minimises(subject, loss, steps):
 
 @every_subject
 def test_zero_gradients_move_nothing(subject):
-    optimizer = subject.make(**({"weight_decay": 0.0} if "weight_decay" in subject.parameters else {}))
+    at_rest = {"weight_decay": 0.0, "target_sparsity": 0.0}  # what moves parameters without a gradient
+    optimizer = subject.make(**{name: value for name, value in at_rest.items() if name in subject.parameters})
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
     history, state = trajectory(optimizer, gradients=[zeros] * 4)
     assert_close(history, [zeros] * 4, atol=0)
