@@ -18,6 +18,21 @@ def eigh(matrix: Float[Array, "n n"]) -> tuple[Float[Array, "n"], Float[Array, "
 
 
 @jax.custom_batching.sequential_vmap
-def _eigh(matrix):
+def _one_at_a_time(matrix):
     eigenvalues, vectors = jnp.linalg.eigh(matrix)
     return eigenvalues, vectors
+
+
+@jax.custom_jvp
+def _eigh(matrix):
+    return _one_at_a_time(matrix)
+
+
+@_eigh.defjvp
+def _eigh_jvp(primals, tangents):
+    (matrix,), (change,) = primals, tangents
+    eigenvalues, vectors = _eigh(matrix)
+    inside = vectors.T @ (0.5 * (change + change.T)) @ vectors
+    gaps = eigenvalues - eigenvalues[:, None]
+    turn = jnp.where(gaps == 0, 0.0, inside / jnp.where(gaps == 0, 1.0, gaps))
+    return (eigenvalues, vectors), (jnp.diag(inside), vectors @ turn)

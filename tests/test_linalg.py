@@ -4,11 +4,24 @@ import numpy as np
 
 from jaxreg.linalg import eigh
 
+MATRICES = jax.random.normal(jax.random.key(0), [3, 4, 4])
+MATRICES = MATRICES + MATRICES.swapaxes(1, 2)
+
 
 def test_eigh_alone_and_vmapped():
-    matrices = jax.random.normal(jax.random.key(0), [3, 4, 4])
-    matrices = matrices + matrices.swapaxes(1, 2)
-    for values, vectors, matrix in zip(*jax.jit(jax.vmap(eigh))(matrices), matrices, strict=True):
+    for values, vectors, matrix in zip(*jax.jit(jax.vmap(eigh))(MATRICES), MATRICES, strict=True):
         np.testing.assert_allclose(values, np.linalg.eigvalsh(matrix), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(vectors * values @ vectors.T, matrix, atol=1e-5)
     np.testing.assert_allclose(eigh(jnp.diag(jnp.array([2.0, -1.0])))[0], [-1.0, 2.0])
+
+
+def test_eigh_is_differentiable():
+    """Through the values, and through the first vector up to its sign."""
+
+    def smooth(matrix, solve):
+        values, vectors = solve(matrix)
+        return jnp.sum(jnp.tanh(values)) + jnp.sum(jnp.square(vectors[:, 0]) * jnp.arange(4.0))
+
+    ours = jax.jit(jax.vmap(jax.grad(lambda m: smooth(m, eigh))))(MATRICES)
+    for gradient, matrix in zip(ours, MATRICES, strict=True):
+        np.testing.assert_allclose(gradient, jax.grad(lambda m: smooth(m, jnp.linalg.eigh))(matrix), atol=1e-4)
