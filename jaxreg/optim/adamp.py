@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxreg.optim.descend import descend
+from jaxreg.optim.leaf_sums import leaf_sums
 from jaxreg.precision import at_least_float32, widened
 from jaxreg.typing import Array, Float, ScalarLike, ScalarOrSchedule, checked
 from jaxreg.validation import check_params, check_range
@@ -66,10 +67,11 @@ def project_radial(
     w, g, u = (at_least_float32(x) for x in (parameter, gradient, direction))
     if w.ndim < 2 or w.size == 0:
         return jnp.asarray(direction), jnp.ones([])
-    inner_axes = tuple(axis for axis in range(w.ndim) if axis != channel_axis % w.ndim)
     channels = w.shape[channel_axis]
     # A sum over all is the sum of the channels': one pass serves both views.
-    per_channel = [jnp.sum(x, inner_axes, keepdims=True) for x in (g * w, g * g, w * w, w * u)]
+    sums = leaf_sums(lambda w, g, u: (g * w, g * g, w * w, w * u), w, g, u, keep_axis=channel_axis)
+    along_channels = [channels if axis == channel_axis % w.ndim else 1 for axis in range(w.ndim)]
+    per_channel = [x.reshape(along_channels) for x in sums]
     per_layer = [jnp.sum(x) for x in per_channel]
 
     def invariant(view, width):

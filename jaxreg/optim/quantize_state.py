@@ -112,7 +112,8 @@ def quantize_state(
         return QuantizedState(*(jax.tree.map(lambda _, pair, i=i: pair[i], state, pairs) for i in range(2)))
 
     def init(params):
-        state = inner.init(params)
+        # Where init is compiled, XLA would look for the largest of so many constant zeros while compiling.
+        state = jax.lax.optimization_barrier(inner.init(params))
         wanted = jax.tree.map(quantizable, state)
         if full_precision is not None and jax.tree.leaves(params):
             exempt = full_precision(params) if callable(full_precision) else full_precision

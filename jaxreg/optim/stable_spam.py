@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxreg.optim.descend import descend
+from jaxreg.optim.leaf_sums import leaf_sums
 from jaxreg.optim.momentum_reset import MomentumResetState, momentum_reset
 from jaxreg.precision import at_least_float32, widened
 from jaxreg.typing import Array, Float, ScalarLike, ScalarOrSchedule, checked
@@ -70,13 +71,8 @@ def adaptive_spike_clip(
         Huang et al., *Stable-SPAM: How to Train in 4-Bit More Stably than 16-Bit Adam*, arXiv 2502.17055.
     """
     check_range("gamma3", gamma3, "[0, 1)")
-    gamma3 = jnp.asarray(gamma3, jnp.float32)  # so that 1 - gamma_3 and 1 - gamma_3^1 are rounded alike
-    size = jnp.abs(gradient)
-    now = jnp.max(size, initial=0.0)
-    largest = gamma3 * state.largest + (1 - gamma3) * now
-    bound = largest / (1 - gamma3**count)
-    shrink = bound / jnp.where(now > 0, now, 1.0)
-    return jnp.where(size > bound, shrink * gradient, gradient), SpikeClipState(largest)
+    bound, shrink, state = _spike_bound(_largest(gradient), state, count, gamma3)
+    return _clip_spikes(gradient, bound, shrink), state
 
 
 @checked
@@ -118,21 +114,15 @@ def adaptive_grad_norm(
     check_range("gamma1", gamma1, "[0, 1)")
     check_range("gamma2", gamma2, "[0, 1)")
     check_range("eps", eps, "[0, inf)")
-    gamma1, gamma2 = jnp.asarray(gamma1, jnp.float32), jnp.asarray(gamma2, jnp.float32)
-    squared = jnp.sum(jnp.square(gradient))
-    now = jnp.sqrt(squared)
-    norm = gamma1 * state.norm + (1 - gamma1) * now
-    square = gamma2 * state.square + (1 - gamma2) * squared
-    usual = norm / (1 - gamma1**count) / (jnp.sqrt(square / (1 - gamma2**count)) + eps)
-    scale = jnp.where(now > 0, usual / jnp.where(now > 0, now, 1.0), 1.0)
-    return scale * gradient, GradNormState(norm, square)
+    scale, state = _usual_over_now(jnp.sum(jnp.square(gradient)), state, count, gamma1, gamma2, eps)
+    return scale * gradient, state
 
 
 class ScaleByStableSpamState(NamedTuple):
     """State of :func:`scale_by_stable_spam`.
 
     Attributes:
-        clip: of the spike clipping, an entry for each leaf of the parameters.
+        clip: of the spike clipping, a number for each leaf of the parameters.
         norm: of the gradient norm, likewise.
         adam: of Adam with momentum reset, which counts the steps.
     """
@@ -207,9 +197,11 @@ def scale_by_stable_spam(
         )
 
     def init(params):
-        zeros = jnp.zeros([len(jax.tree.leaves(params))])
+        def zeros():
+            return jax.tree.map(lambda _: jnp.zeros([]), params)
+
         return ScaleByStableSpamState(
-            SpikeClipState(zeros), GradNormState(zeros, zeros), adam(1.0).init(widened(params))
+            SpikeClipState(zeros()), GradNormState(zeros(), zeros()), adam(1.0).init(widened(params))
         )
 
     def update(updates, state, params=None):
@@ -220,20 +212,20 @@ def scale_by_stable_spam(
             factor = eta_min + (1 - eta_min) * 0.5 * (1 + jnp.cos(jnp.pi * t / (total_steps + 1)))
         count = jnp.where(shared_counter & (t >= reset_every), t % reset_every + 1, t)
 
-        def steady(gradient, clip, norm):
-            gradient, clip = adaptive_spike_clip(at_least_float32(gradient), clip, count, gamma3=gamma3)
-            gradient, norm = adaptive_grad_norm(gradient, norm, count, gamma1=gamma1 * factor, gamma2=gamma2, eps=eps)
-            return gradient, clip, norm
+        def steady(leaf, largest, norm, square):
+            leaf = at_least_float32(leaf)
+            bound, shrink, clip = _spike_bound(_largest(leaf), SpikeClipState(largest), count, gamma3)
+            (squared,) = leaf_sums(lambda block: (jnp.square(_clip_spikes(block, bound, shrink)),), leaf)
+            scale, norm = _usual_over_now(squared, GradNormState(norm, square), count, gamma1 * factor, gamma2, eps)
+            return scale * _clip_spikes(leaf, bound, shrink), *clip, *norm
 
-        leaves, structure = jax.tree.flatten(updates)
-        steadied, clip, norm = [], state.clip, state.norm
-        if leaves:
-            before = [jax.tree.map(lambda mean, i=i: mean[i], (clip, norm)) for i in range(len(leaves))]
-            steadied, *after = zip(*(steady(g, *b) for g, b in zip(leaves, before, strict=True)), strict=True)
-            clip, norm = (jax.tree.map(lambda *means: jnp.stack(means), *states) for states in after)
-        directions, adam_state = adam(factor).update(structure.unflatten(steadied), state.adam)
+        results = jax.tree.map(steady, updates, *state.clip, *state.norm)
+        gradients, *statistics = (jax.tree.map(lambda _, r, i=i: r[i], updates, results) for i in range(4))
+        directions, adam_state = adam(factor).update(gradients, state.adam)
         directions = jax.tree.map(lambda d, u: d.astype(jnp.result_type(u)), directions, updates)
-        return directions, ScaleByStableSpamState(clip, norm, adam_state)
+        return directions, ScaleByStableSpamState(
+            SpikeClipState(*statistics[:1]), GradNormState(*statistics[1:]), adam_state
+        )
 
     return optax.GradientTransformation(init, update)
 
@@ -310,3 +302,32 @@ def stable_spam(
         weight_decay=weight_decay,
         mask=mask,
     )
+
+
+# The formulas of `adaptive_spike_clip` and `adaptive_grad_norm`, with decays rounded
+# to float32 first, so that 1 - gamma and 1 - gamma^1 agree.
+
+
+def _largest(leaf):
+    # Not the largest of |leaf|, which is needed elsewhere too: XLA would store it.
+    return jnp.maximum(jnp.max(leaf, initial=0.0), -jnp.min(leaf, initial=0.0))
+
+
+def _spike_bound(now, state, count, gamma3):
+    gamma3 = jnp.asarray(gamma3, jnp.float32)
+    largest = gamma3 * state.largest + (1 - gamma3) * now
+    bound = largest / (1 - gamma3**count)
+    return bound, bound / jnp.where(now > 0, now, 1.0), SpikeClipState(largest)
+
+
+def _clip_spikes(gradient, bound, shrink):
+    return jnp.where(jnp.abs(gradient) > bound, shrink * gradient, gradient)
+
+
+def _usual_over_now(squared, state, count, gamma1, gamma2, eps):
+    gamma1, gamma2 = jnp.asarray(gamma1, jnp.float32), jnp.asarray(gamma2, jnp.float32)
+    now = jnp.sqrt(squared)
+    norm = gamma1 * state.norm + (1 - gamma1) * now
+    square = gamma2 * state.square + (1 - gamma2) * squared
+    usual = norm / (1 - gamma1**count) / (jnp.sqrt(square / (1 - gamma2**count)) + eps)
+    return jnp.where(now > 0, usual / jnp.where(now > 0, now, 1.0), 1.0), GradNormState(norm, square)
