@@ -61,7 +61,7 @@ class Comparison:
         baselines: the arms to beat; by default those of each criterion.
         method: the arm judged; the claim's by default.
         settings: keyword arguments of ``run`` that hold for all arms of the comparison (the condition). What is tuned
-            otherwise is fixed where it stands here.
+            otherwise, or is the axis of the claim, is fixed where it stands here.
     """
 
     says: str
@@ -90,6 +90,8 @@ class Claim(Criterion):
         same_runs: methods applied after training: one run serves every arm, ``run`` takes no ``arm`` and its figures
             are ``{arm: value}``. Hyperparameters are then those best for the strongest baseline.
         finding: what is made of the verdict, in particular why a claim fails although the code is right.
+        one_device: whether to run on one device only: jaxlib's LAPACK (SVD, QR, eigenvalues) hangs when several CPU
+            devices of a process call it at once.
         steps: budget of one run, passed to ``run``.
         smoke_steps: the same for ``--smoke``.
         seeds: runs per arm that are measured.
@@ -109,6 +111,7 @@ class Claim(Criterion):
     beside: tuple[Comparison, ...] = ()
     same_runs: bool = False
     finding: str = ""
+    one_device: bool = False
     steps: int
     smoke_steps: int = 4
     seeds: int = 8

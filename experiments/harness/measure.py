@@ -69,11 +69,12 @@ class Plan:
         return points({name: grid for name, grid in self.claim.grid_of(case.arm).items() if name not in fixed})
 
     def runs(self, case: Case, point: Mapping[str, float], stream: int, seeds: int) -> list[list[Run]]:
-        """One run per point of the axis (rows) and seed (columns)."""
+        """One run per point of the axis, but for what the condition fixes (rows), and seed (columns)."""
         arm, variant = self.claim.resolve(case.arm)
+        fixed = dict(case.settings)
         rows = []
-        for position in points(self.claim.axis):
-            given = {**self.defaults, **variant, **dict(case.settings), **point, **position}
+        for position in points({name: values for name, values in self.claim.axis.items() if name not in fixed}):
+            given = {**self.defaults, **variant, **fixed, **point, **position}
             missing = sorted(self.names - set(given))
             if missing:
                 raise ValueError(f"{self.claim.slug}: arm {case.arm!r} leaves {missing} without a value")
@@ -108,7 +109,7 @@ def measure(
     seeds = 2 if smoke else seeds or claim.seeds
     tuning_seeds = 2 if smoke else claim.tuning_seeds
     steps = claim.smoke_steps if smoke else claim.steps
-    devices = devices or jax.devices()
+    devices = (devices or jax.devices())[: 1 if claim.one_device else None]
     plan = Plan(claim, run, seed_offset=seed_offset, smoke=smoke)
     runner = Runner(claim, run, steps=steps, batch=seeds, devices=devices, on_batch=on_batch)
 

@@ -21,6 +21,7 @@ def train(
     distort: Callable[[PRNGKeyArray, Any], Any] | None = None,
     measure: Callable[[Any, Any], Any] = lambda params, state: (),
     points: int = 40,
+    watch: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, Any, Any]:
     """Minimises ``loss`` for a fixed number of steps.
 
@@ -34,9 +35,11 @@ def train(
         distort: ``(key, gradients) -> gradients``, a fault to inject.
         measure: ``(params, state) -> figures``, evaluated at evenly spaced points of the run.
         points: how many points at most; the largest divisor of ``steps`` up to this number is taken.
+        watch: ``gradients -> figures``, evaluated at every step, on what reaches the optimizer.
 
     Returns:
-        Parameters, state, and the figures stacked over the points (the last point is the end of the run).
+        Parameters, state, and the figures stacked over the points (the last point is the end of the run); with
+        ``watch`` a pair of these and of what was watched, stacked over the steps.
     """
     points = next(p for p in range(min(points, steps), 0, -1) if steps % p == 0)
 
@@ -47,12 +50,15 @@ def train(
         if distort is not None:
             gradients = distort(key_distort, gradients)
         updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
-        return (optax.apply_updates(params, updates), optimizer_state, state), None
+        watched = () if watch is None else watch(gradients)
+        return (optax.apply_updates(params, updates), optimizer_state, state), watched
 
     def stretch(carry, ns):
-        carry, _ = jax.lax.scan(step, carry, ns)
-        return carry, measure(carry[0], carry[2])
+        carry, watched = jax.lax.scan(step, carry, ns)
+        return carry, (measure(carry[0], carry[2]), watched)
 
     carry = params, optimizer.init(params), state
-    carry, figures = jax.lax.scan(stretch, carry, jnp.arange(steps).reshape(points, -1))
+    carry, (figures, watched) = jax.lax.scan(stretch, carry, jnp.arange(steps).reshape(points, -1))
+    if watch is not None:
+        figures = figures, jax.tree.map(lambda x: x.reshape(steps, *x.shape[2:]), watched)
     return carry[0], carry[2], figures

@@ -115,6 +115,13 @@ def test_the_axis_of_a_claim_is_averaged_over_and_not_tuned():
     np.testing.assert_allclose(arms["good"]["scores"], 8.5 + np.array(uniforms(0, range(4))), rtol=1e-6)
 
 
+def test_a_condition_can_fix_the_axis_of_a_claim():
+    beside = (Comparison("at the lower rate", settings={"learning_rate": 0.1}),)
+    (fixed,) = measure(claim(grid={}, axis={"learning_rate": (0.1, 1.0)}, beside=beside), run, seeds=4)["beside"]
+    alone = measure(claim(grid={}, axis={"learning_rate": (0.1,)}), run, seeds=4)["criteria"][0]
+    assert fixed["arms"]["good"]["scores"] == alone["arms"]["good"]["scores"]
+
+
 def test_non_inferiority():
     def same(key, arm, **settings):
         return run(key, "bad", **settings)
@@ -202,3 +209,8 @@ def test_a_figure_that_run_does_not_return_is_named():
 def test_a_smoke_run_is_short_and_says_so():
     result = measure(claim(beside=(Comparison("more"),)), run, smoke=True)
     assert (result["smoke"], result["seeds"], result["steps"], result["beside"]) == (True, 2, 4, [])
+
+
+def test_a_claim_for_one_device_runs_on_one():
+    assert measure(claim(one_device=True), run, devices=jax.devices()[:2])["devices"].startswith("1 x ")
+    assert measure(claim(), run, devices=jax.devices()[:2])["devices"].startswith("2 x ")

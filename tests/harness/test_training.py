@@ -40,3 +40,23 @@ def test_every_step_has_its_own_key():
 
     _, drawn, _ = train(jax.random.key(0), jnp.array(1.0), optax.sgd(0.1), record, steps=20, state=jnp.zeros(20))
     assert len(np.unique(drawn)) == 20
+
+
+def test_what_reaches_the_optimizer_can_be_watched_at_every_step():
+    def loss(params, state, key):
+        return params**2, state
+
+    _, _, (figures, watched) = train(
+        jax.random.key(0),
+        jnp.array(1.0),
+        optax.sgd(0.25),
+        loss,
+        steps=6,
+        points=3,
+        measure=lambda params, state: params,
+        distort=lambda key, gradient: 2 * gradient,
+        watch=lambda gradient: {"gradient": gradient},
+    )
+    # From w = 1: the gradient 2 w, doubled, is 4; a quarter of it takes w to zero.
+    np.testing.assert_array_equal(watched["gradient"], [4.0, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(figures, [0.0, 0, 0])
