@@ -27,7 +27,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxreg.optim import subset
 from jaxreg.optim.descend import descend
-from jaxreg.precision import at_least_float32
+from jaxreg.precision import at_least_float32, widened
+from jaxreg.sharding import with_any_sharding
 from jaxreg.typing import Array, Float, Int, PyTree, ScalarLike, ScalarOrSchedule, checked
 from jaxreg.validation import check_range
 
@@ -44,6 +45,8 @@ def galore_projector(gradient: Float[Array, "*stack rows columns"], *, rank: int
 
     The low-dimensional gradient is :math:`G B` or :math:`B^\top G`, and what it stands for :math:`G B B^\top` or
     :math:`B B^\top G`.
+
+    On a CPU, jaxlib's LAPACK can hang when several devices of one process call it at once within ``jax.shard_map``.
 
     Args:
         gradient: ``G``, an ``m x n`` matrix or a stack of them.
@@ -497,16 +500,11 @@ def _mask(projectable, wanted):
 def _widened(transformation):
     """Works in float32 where parameters have less; updates keep the gradients' dtype."""
 
-    def widen(leaf):
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            return leaf.update(dtype=jnp.promote_types(leaf.dtype, jnp.float32))
-        return at_least_float32(leaf)
-
     def init(params):
-        return transformation.init(jax.tree.map(widen, params))
+        return transformation.init(widened(params))
 
     def update(updates, state, params=None, **extra_args):
-        directions, state = transformation.update(jax.tree.map(widen, updates), state, params, **extra_args)
+        directions, state = transformation.update(widened(updates), state, params, **extra_args)
         return jax.tree.map(lambda d, u: d.astype(u.dtype), directions, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -516,18 +514,10 @@ def _zeros_like(tree):
     return jax.tree.map(jnp.zeros_like, tree)
 
 
-def _explicit(leaf):
-    return AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types
-
-
 def _sharded(function, leaf, spec=None):
-    """Lets the compiler shard what has no unique sharding; the result gets a spec, by default that of the leaf."""
-    if not _explicit(leaf):
-        return function
+    """The function, its result with explicit axes sharded in a given way, by default as the leaf."""
     sharding = jax.typeof(leaf).sharding
-    return jax.sharding.auto_axes(
-        function, out_sharding=sharding if spec is None else NamedSharding(sharding.mesh, spec)
-    )
+    return with_any_sharding(function, leaf, sharding if spec is None else NamedSharding(sharding.mesh, spec))
 
 
 def _without(leaf, axis):
@@ -540,8 +530,9 @@ def _without(leaf, axis):
 def _like(leaf, other):
     """A leaf of the same shape with the sharding and dtype of another."""
     leaf = leaf.astype(other.dtype)
-    if _explicit(other) and jax.typeof(leaf).sharding != jax.typeof(other).sharding:
-        return jax.sharding.reshard(leaf, jax.typeof(other).sharding)
+    sharding = jax.typeof(other).sharding
+    if AxisType.Explicit in sharding.mesh.axis_types and jax.typeof(leaf).sharding != sharding:
+        return jax.sharding.reshard(leaf, sharding)
     return leaf
 
 

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxreg.optim import frugal, galore_projector, gradient_splitting
 
@@ -271,3 +273,17 @@ def test_projections_of_matrices_refuse_vectors():
     optimizer = frugal(1e-3, projection="svd", projectable=lambda tree: jax.tree.map(lambda _: True, tree))
     with pytest.raises(ValueError, match=r"projection 'svd' needs leaves with at least two axes, got shape \(3,\)"):
         optimizer.init(jnp.zeros(3))
+
+
+def test_tensors_of_one_lane_may_be_sharded_differently():
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    gradient = normal_like({"in": jnp.zeros([8, 8]), "out": jnp.zeros([8, 8])}, 0)
+    shardings = {"in": NamedSharding(mesh, P("data", "model")), "out": NamedSharding(mesh, P("model", "data"))}
+    optimizer = frugal(0.1, density=0.5, update_gap=1, block_order="ascending")
+    wanted = list(directions(optimizer, [gradient] * 2))
+    with jax.set_mesh(mesh):
+        ours = list(directions(optimizer, [jax.device_put(gradient, shardings)] * 2))
+    for actual, expected in zip(ours, wanted, strict=True):
+        assert_close(actual, expected, rtol=1e-6)
+        for name, sharding in shardings.items():
+            assert actual[name].sharding.is_equivalent_to(sharding, 2)
