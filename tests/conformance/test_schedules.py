@@ -32,3 +32,12 @@ def test_optimizers_take_schedules(make):
         updates, state = update(gradient, state)
         np.testing.assert_allclose(state.hyperparams["learning_rate"], schedule(t), rtol=1e-6)
         np.testing.assert_allclose(updates, -schedule(t) * gradient, rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", SCHEDULES.values(), ids=SCHEDULES)
+def test_schedules_can_be_joined(make):
+    """First another, then this one from its own step 0 on."""
+    schedule = make()
+    joined = jax.jit(optax.join_schedules([optax.constant_schedule(0.7), schedule], [5]))
+    np.testing.assert_allclose([joined(t) for t in range(5)], 0.7, rtol=1e-6)
+    np.testing.assert_allclose([joined(5 + t) for t in range(12)], [schedule(t) for t in range(12)], rtol=1e-6)

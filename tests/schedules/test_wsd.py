@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxreg.metrics import river_progress, river_valley_loss
@@ -240,3 +241,27 @@ class TestInTheRiverValley:
         after = river_progress(self.descend(schedule, steps=300), **settings)[1].mean()
         np.testing.assert_allclose(before, 0.4 / (2 * 1.2), rtol=0.1)
         assert after < 0.25 * before
+
+
+def test_a_run_resumes_from_a_decayed_checkpoint(tmp_path):
+    """WSD-S trains on from the decayed weights: nothing but parameters and optimizer state is needed to do so."""
+    checkpoints = (10, 20, 40)
+    optimizer = optax.adam(wsd_s(0.1, checkpoints=checkpoints, warmup_steps=3, decay_fraction=0.4))
+    step = jax.jit(lambda params, state: optimizer.update(2 * params, state, params))
+
+    def run(params, state, steps):
+        for _ in range(steps):
+            updates, state = step(params, state)
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    start = jnp.array([3.0, -2.0])
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "decayed", run(start, optimizer.init(start), checkpoints[0]))
+        checkpointer.wait_until_finished()
+        decayed = checkpointer.restore(tmp_path / "decayed", jax.eval_shape(lambda: (start, optimizer.init(start))))
+    rate = optax.tree.get(decayed[1], "count", filtering=lambda path, _: "Schedule" in str(path))
+    assert rate == checkpoints[0]  # the next step runs at the peak again
+    resumed = run(*decayed, checkpoints[-1] - checkpoints[0])
+    straight = run(start, optimizer.init(start), checkpoints[-1])
+    jax.tree.map(np.testing.assert_array_equal, resumed, straight)
