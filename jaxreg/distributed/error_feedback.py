@@ -23,8 +23,9 @@ Three ways to run the same code:
 - `pmap` with ``axis_name="clients"``, or any other place that binds the axis: the bare method, gradients ``[...]``;
 - `shard_map` over a mesh axis ``"devices"``, with one or more clients on each: ``method`` made with
   ``axis_name=("devices", "clients")`` and :func:`stacked` as above over the clients of a device. In and out specs of
-  the state are ``ErrorFeedbackState(P(), P(), P("devices"), P("devices"))``; the update is the same on all devices, but
-  `shard_map` cannot know that of gathered messages: ``check_vma=False``.
+  the state, which :func:`stacked` for all clients starts, are ``ErrorFeedbackState(P(), P(), P("devices"),
+  P("devices"))``. The update is the same on all devices, but `shard_map` cannot know that of gathered messages: give
+  it ``check_vma=False``, or it also sums the clients' gradients of replicated parameters before anyone compresses them.
 """
 
 from typing import NamedTuple
