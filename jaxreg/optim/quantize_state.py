@@ -66,6 +66,9 @@ def quantize_state(
 
     Adam's state takes 2.03 bytes a parameter instead of 8. What is saved and restored as a checkpoint are the codes.
 
+    Where gradients spike, second moments need 32 bits: next to a square that is ten million times larger, those of the
+    rest of the block are rounded to zero, and its entries take huge steps.
+
     >>> import optax
     >>> from jaxreg.optim import quantize_state
     >>> lion = quantize_state(optax.lion(1e-4))
