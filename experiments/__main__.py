@@ -58,7 +58,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Report:
-    """Write RESULTS.md and all plots anew, from the result files alone."""
+    """Write RESULTS.md and all plots anew, from the result files and the findings in the claim files."""
 
     out: Path = results.RESULTS
     """Where the results are; RESULTS.md is written beside this directory."""
@@ -142,10 +142,12 @@ def choose_devices(wanted: int | None) -> list[jax.Device]:
 
 
 def write_report(args: Report) -> int:
-    """Regenerates RESULTS.md and the plots."""
+    """Regenerates RESULTS.md and the plots, with the claim files' present findings."""
     from experiments.harness import report
 
     results.prepare(args.out)
+    for slug in registry.update_findings(args.out):
+        console.print(f"{slug}: finding taken over from the claim file")
     found = report.report(args.out)
     console.print(f"{len(found)} results: {_short(args.out.parent / 'RESULTS.md')} and their plots", soft_wrap=True)
     return 0

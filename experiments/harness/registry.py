@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.harness import results
 from experiments.harness.claim import Claim
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,3 +69,22 @@ def _suggestion(name: str, known: list[str]) -> str:
     if near:
         return f"; did you mean {' or '.join(near)}?"
     return "; `python -m experiments list` shows all"
+
+
+def update_findings(directory: Path) -> list[str]:
+    """Takes what claim files say of their findings over into the results: that is written after the measurement.
+
+    Args:
+        directory: of the result files; those of claims that no longer exist are left alone.
+
+    Returns:
+        The slugs whose finding was another.
+    """
+    updated = []
+    for result in results.read_all(directory):
+        slug = result["slug"]
+        finding = find(slug).load()[0].finding if slug in entries() else result["finding"]
+        if finding != result["finding"]:
+            results.write_json(directory / f"{slug}.json", {**result, "finding": finding})
+            updated.append(slug)
+    return updated

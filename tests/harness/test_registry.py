@@ -2,7 +2,7 @@ import types
 
 import pytest
 
-from experiments.harness import registry
+from experiments.harness import registry, results
 
 
 def test_every_claim_file_declares_its_own_name_and_can_be_run():
@@ -38,3 +38,15 @@ def test_a_claim_under_a_foreign_name_is_refused(monkeypatch):
     monkeypatch.setattr(registry.importlib, "import_module", lambda name: foreign)
     with pytest.raises(ValueError, match=r"losses/elr.py declares the slug 'spam'"):
         registry.Entry("elr", "losses").load()
+
+
+def test_findings_are_taken_over_from_the_claim_files(tmp_path):
+    claim, _ = registry.find("elr").load()
+    committed = next(result for result in results.read_all(results.RESULTS) if result["slug"] == "elr")
+    for slug, finding in (("elr", "another"), ("gone", "kept")):
+        results.write_json(tmp_path / f"{slug}.json", {**committed, "slug": slug, "finding": finding})
+    assert registry.update_findings(tmp_path) == ["elr"]
+    found = {result["slug"]: result for result in results.read_all(tmp_path)}
+    assert found["elr"] == {**committed, "finding": claim.finding}
+    assert found["gone"]["finding"] == "kept"
+    assert registry.update_findings(tmp_path) == []
