@@ -59,11 +59,11 @@ CLAIM = Claim(
         Comparison("gradients scaled instead of what leaves the moments", method="allora_before"),
         Comparison("only B scaled", method="allora_b_only"),
     ),
-    finding="Too close to call: seeds differ by several points (rank 2, random A), arms by two. Means after 120 steps are "
-    "3 (SGD) and 5 points (Adam) higher for ALLoRA, in part because a seed of LoRA collapses at the rate that is best "
-    "for most. Dropout matters little here: without it LoRA does about as well. Its noise is real, though: the loss "
-    "varies by 0.07 nats between masks, as much after 120 steps as after 30. Scaling only B, or before Adam's moments, "
-    "makes no clear difference.",
+    finding="Too close to call: seeds differ by several points (rank 2, random A), arms by two. Means after 120 "
+    "steps are 3 (SGD) and 5 points (Adam) higher for ALLoRA, in part because a seed of LoRA collapses at "
+    "the rate that is best for most. Dropout matters little here: without it LoRA does about as well. Its "
+    "noise is real, though: the loss varies by 0.07 nats between masks, as much after 120 steps as after 30."
+    " Scaling only B, or before Adam's moments, makes no clear difference.",
     steps=120,
     smoke_steps=120,
     seeds=16,
