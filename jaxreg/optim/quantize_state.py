@@ -105,10 +105,10 @@ def quantize_state(
     def quantizable(array):
         return array.ndim > 0 and array.size >= min_size and jnp.issubdtype(array.dtype, jnp.floating)
 
-    def quantized(state, wanted):
+    def quantized(state, wanted, run):
         def quantize(path, array, wanted):
             if wanted:
-                return _quantize(jnp.asarray(array), code_of(path), block_size)
+                return run(_quantizer(array.shape, code_of(path), block_size), jnp.asarray(array))
             return array, optax.MaskedNode()
 
         pairs = jax.tree_util.tree_map_with_path(quantize, state, wanted)
@@ -121,46 +121,88 @@ def quantize_state(
         if full_precision is not None and jax.tree.leaves(params):
             exempt = full_precision(params) if callable(full_precision) else full_precision
             wanted = optax.tree.map_params(inner, lambda want, keep: want and not keep, wanted, exempt)
-        return quantized(state, wanted)
+        return quantized(state, wanted, lambda function, *arrays: function(*arrays))
 
     def update(updates, state, params=None, **extra_args):
         # What has a scale is quantized, in this step as when it was initialised.
         wanted = jax.tree.map(lambda _, scale: not isinstance(scale, optax.MaskedNode), *state)
+        run = _separately(jax.tree.leaves(state.scales))
 
         def dequantize(path, array, scale, wanted):
-            return _dequantize(array, scale, code_of(path), block_size) if wanted else array
+            return run(_dequantizer(array.shape, code_of(path), block_size), array, scale) if wanted else array
 
         wide = jax.tree_util.tree_map_with_path(dequantize, *state, wanted)
         directions, wide = inner.update(updates, wide, params, **extra_args)
         # From a state in 32 bits, updates of half-precision parameters come out wider.
         directions = jax.tree.map(lambda d, u: d.astype(jnp.result_type(u)), directions, updates)
-        return directions, quantized(wide, wanted)
+        return directions, quantized(wide, wanted, run)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _quantize(array, code, block_size):
-    """Codes in the shape of an array, and its blocks' scales."""
-    tiles = _tiles(array.shape, block_size)
-    axes = tuple(range(1, 2 * array.ndim, 2))
+def _quantizer(shape, code, block_size):
+    """From an array to its codes, in its shape, and its blocks' scales."""
+    tiles = _tiles(shape, block_size)
 
     def quantize(array):
         blocks = _split(array.astype(jnp.float32), tiles)
-        scale = jnp.max(jnp.abs(blocks), axes, keepdims=True)
-        return _merge(nearest(relative(blocks, scale), code), array.shape), jnp.squeeze(scale, axes)
+        scale = _largest(blocks)
+        codes = _merge(nearest(relative(blocks, scale), code), shape)
+        return codes, scale.reshape([count for count, _ in tiles])
 
-    sharding = jax.typeof(array).sharding
-    return with_any_sharding(quantize, array, (sharding, _scale_sharding(sharding, tiles)))(array)
+    def on_any_mesh(array):
+        sharding = jax.typeof(array).sharding
+        return with_any_sharding(quantize, array, (sharding, _scale_sharding(sharding, tiles)))(array)
+
+    return on_any_mesh
 
 
-def _dequantize(codes, scale, code, block_size):
-    tiles = _tiles(codes.shape, block_size)
+def _dequantizer(shape, code, block_size):
+    """From codes and scales to an array."""
+    tiles = _tiles(shape, block_size)
 
     def dequantize(codes, scale):
-        values = look_up(code, _split(codes, tiles)) * jnp.expand_dims(scale, tuple(range(1, 2 * codes.ndim, 2)))
-        return _merge(values, codes.shape)
+        scale = jnp.expand_dims(scale, tuple(range(1, 2 * len(shape), 2)))
+        return _merge(look_up(code, _split(codes, tiles)) * scale, shape)
 
-    return with_any_sharding(dequantize, codes, jax.typeof(codes).sharding)(codes, scale)
+    def on_any_mesh(codes, scale):
+        return with_any_sharding(dequantize, codes, jax.typeof(codes).sharding)(codes, scale)
+
+    return on_any_mesh
+
+
+def _separately(scales):
+    """How to call functions so that on a CPU their arguments and results are stored.
+
+    XLA:CPU would merge quantizing with what computes the state, and compute that several times over, an entry at a
+    time. It doesn't look into the branches of a condition. This one always holds, for scales are not negative, but how
+    should a compiler know.
+    """
+
+    def run(function, *arrays):
+        def apart(*arrays):
+            nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, *arrays))
+            return jax.lax.cond(jnp.max(scales[0]) < 0, lambda *_: nothing, function, *arrays)
+
+        return jax.lax.platform_dependent(*arrays, cpu=apart, default=function)
+
+    return run
+
+
+def _largest(blocks):
+    """The largest magnitude of each tile, with all axes."""
+    size = jnp.abs(blocks)
+    for axis in range(1, size.ndim, 2):
+        # Halves entry by entry, as long as there are enough: XLA:CPU does sixteen entries at a time there, and one at a
+        # time where it is told to take the maximum of a row.
+        while size.shape[axis] > 16:
+            half = -(-size.shape[axis] // 2)
+            first, second = (
+                jax.lax.slice_in_dim(size, *part, axis=axis)
+                for part in ((0, half), (size.shape[axis] - half, size.shape[axis]))
+            )
+            size = jnp.maximum(first, second)
+    return jnp.max(size, tuple(range(1, size.ndim, 2)), keepdims=True)
 
 
 def _tiles(shape, block_size):
