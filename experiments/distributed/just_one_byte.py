@@ -49,8 +49,8 @@ CLAIM = Claim(
         Comparison("a byte's scale that starts at 0.1 instead of 0.001", settings={"first_scale": 0.1}),
     ),
     finding="What differs is the start, not the coding: the first scale is a hundred times too small and doubles in "
-    "each of the first seven rounds, whose clipped bytes say little more than signs, and take the network elsewhere, in "
-    "single seeds a few percent better or worse. With a first scale of 0.1 the two exchanges differ by 0.2%.",
+    "each of the first seven rounds, whose clipped bytes say little more than signs, and take the network elsewhere, "
+    "in single seeds a few percent better or worse. With a first scale of 0.1 the two exchanges differ by 0.2%.",
     steps=400,
 )
 
