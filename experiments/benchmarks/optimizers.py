@@ -1,17 +1,22 @@
 """Step time, memory and compile time of optimizers, next to ``optax.adamw``.
 
-    python -m experiments.benchmarks optimizers                        # 25 M parameters, 98 leaves: about a minute
-    python -m experiments.benchmarks optimizers --leaves 300 --size 1e6     # compile time of a deep network
+    python -m experiments.benchmarks optimizers                        # 25 M parameters, 98 leaves: a few minutes
+    python -m experiments.benchmarks optimizers --size 1e6 --size 5e6 --size 25e6 --size 1e8
+    python -m experiments.benchmarks optimizers --leaves 300 --size 25e6    # compile time of a deep network
 
 One step is ``update`` and ``apply_updates`` under one ``jit``, parameters and state donated, on a float32 tree shaped
 like a transformer's: an embedding, and matrices and vectors in every layer. Every optimizer is timed by turns with
 ``optax.adamw``, in pairs; the table has the median of the pairs' ratios and their quartiles. The row ``adamw`` is
-adamw against itself: its distance from 1 is the noise. Results are written to
+adamw against itself: its distance from 1 is the noise. Where PyTorch is installed its optimizers are timed against the
+same peer, those of ``pytorch_optimizer`` too. Results are written to
 ``experiments/results/benchmarks/optimizers_<backend>.json``.
 
 On a CPU XLA compiles one loop over memory for each array that a step writes: ``v``, ``m`` and the parameters, three a
 leaf, for adamw as for SPAM; it has no loops with several outputs. SPAM's loop for ``m`` also reads ``v``, which makes
-11 passes of an array instead of 10.
+11 passes of an array instead of 10. What a step stores on its way is in the column "temp": XLA asks for that memory
+anew at every step. In training it is what the backward pass has just used; in a benchmark it would come fresh from the
+operating system, page by page, which takes longer than the step. So the benchmarks keep the memory they have been
+given (see :mod:`experiments.benchmarks.__main__`).
 """
 
 import math
@@ -29,6 +34,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from experiments.benchmarks import torch_peers
 from experiments.benchmarks.timing import paired_ratio
 from experiments.harness import results
 from jaxreg import optim
@@ -39,8 +45,12 @@ OPTIMIZERS: Mapping[str, Callable[[], optax.GradientTransformation]] = {
     "adamw": lambda: optax.adamw(RATE, weight_decay=1e-2),
     "spam": lambda: optim.spam(RATE, weight_decay=1e-2),
     "spam, density 0.25": lambda: optim.spam(RATE, weight_decay=1e-2, density=0.25),
+    "stable_spam": lambda: optim.stable_spam(RATE, weight_decay=1e-2),
     "adamp": lambda: optim.adamp(RATE, weight_decay=1e-2),
     "frugal": lambda: optim.frugal(RATE, weight_decay=1e-2),
+    "adam8bit": lambda: optim.adam8bit(RATE, weight_decay=1e-2),
+    "adam8bit, blocks of 256": lambda: optim.adam8bit(RATE, weight_decay=1e-2, block_size=256),
+    "quantize_state(lion)": lambda: optim.quantize_state(optax.lion(RATE, weight_decay=1e-2)),
     "momentum_reset(adam)": lambda: optim.momentum_reset(optax.adam(RATE)),
 }
 
@@ -48,7 +58,7 @@ RESULTS = results.RESULTS / "benchmarks"
 
 
 def main(
-    size: float = 25e6,
+    size: Annotated[tuple[float, ...], tyro.conf.UseAppendAction] = (),
     leaves: int = 98,
     repeats: int = 40,
     only: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
@@ -57,7 +67,7 @@ def main(
     """Optimizers: time of a step, bytes of state, time to compile, as ratios to optax.adamw.
 
     Args:
-        size: number of parameters, at least 10000.
+        size: number of parameters, at least 10000; give it several times for several tables. 25 million by default.
         leaves: number of arrays they are spread over, at least 10; rounded to whole layers.
         repeats: pairs of samples to time for each optimizer.
         only: name of an optimizer to time; give it several times for several. All of them by default.
@@ -66,29 +76,36 @@ def main(
     Returns:
         The exit code: 0, or 2 where an argument cannot be used.
     """
+    sizes = size or (25e6,)
+    torch_optimizers = torch_peers.available()
     try:
-        _check(size=size, leaves=leaves, repeats=repeats, only=only)
+        _check(sizes=sizes, leaves=leaves, repeats=repeats, only=only, names=[*OPTIMIZERS, *torch_optimizers])
         results.prepare(out)
     except (ValueError, results.OutputError) as error:
         print(error, file=sys.stderr)
         return 2
-    shapes = transformer_shapes(int(size), leaves)
-    _compile(OPTIMIZERS["adamw"](), shapes)  # what JAX itself does only once is nobody's compile time
-    rows = []
-    with Console(stderr=True).status("") as status:
-        for name in only or OPTIMIZERS:
-            status.update(f"timing {name}")
-            rows.append(measure(name, shapes, repeats=repeats))
+    tables = []
+    for number in sizes:
+        shapes = transformer_shapes(int(number), leaves)
+        _compile(OPTIMIZERS["adamw"](), shapes)  # what JAX itself does only once is nobody's compile time
+        rows = []
+        with Console(stderr=True).status("") as status:
+            for name in only or (*OPTIMIZERS, *torch_optimizers):
+                status.update(f"timing {name}")
+                if name in OPTIMIZERS:
+                    rows.append(measure(name, shapes, repeats=repeats))
+                else:
+                    rows.append(measure_torch(name, torch_optimizers[name], shapes, repeats=repeats))
+        tables.append({"parameters": _size(shapes), "leaves": len(jax.tree.leaves(shapes)), "rows": rows})
+        Console().print(table(tables[-1], backend=jax.default_backend()))
     result = {
         "benchmark": "optimizers",
         **results.environment(jax.devices()[:1]),
-        "parameters": _size(shapes),
-        "leaves": len(jax.tree.leaves(shapes)),
+        **torch_peers.versions(),
         "repeats": repeats,
         "peer": "optax.adamw",
-        "rows": rows,
+        "tables": tables,
     }
-    Console().print(table(result))
     path = out / f"optimizers_{result['backend']}.json"
     results.write_json(path, result)
     print(path)
@@ -138,28 +155,47 @@ def measure(name: str, shapes: Mapping, *, repeats: int) -> dict[str, object]:
         "step_ms": round(1e3 * ratio.seconds, 4),
         "peer_step_ms": round(1e3 * ratio.peer_seconds, 4),
         "state_bytes_per_parameter": round(_bytes(jax.eval_shape(optimizer.init, shapes)) / _size(shapes), 3),
+        "temp_bytes_per_parameter": round(step.memory_analysis().temp_size_in_bytes / _size(shapes), 3),
         "compile_s": round(compile_seconds, 3),
         "peer_compile_s": round(peer_compile_seconds, 3),
     }
 
 
-def table(result: Mapping) -> Table:
-    """The rows as a table for the terminal, milliseconds a step, bytes of state a parameter."""
-    title = f"{result['parameters'] / 1e6:.3g} M parameters in {result['leaves']} leaves, {result['backend']}"
+def measure_torch(name: str, make: Callable, shapes: Mapping, *, repeats: int) -> dict[str, object]:
+    """The row of one of PyTorch's optimizers."""
+    peer = OPTIMIZERS["adamw"]()
+    peer_step, _ = _compile(peer, shapes)
+    advance, state_bytes = torch_peers.stepper(make, [leaf.shape for leaf in jax.tree.leaves(shapes)])
+    ratio = paired_ratio(advance, _stepper(peer_step, peer, _random_like(shapes)), repeats=repeats)
+    return {
+        "name": name,
+        "ratio": round(ratio.median, 4),
+        "ratio_quartiles": [round(ratio.low, 4), round(ratio.high, 4)],
+        "step_ms": round(1e3 * ratio.seconds, 4),
+        "peer_step_ms": round(1e3 * ratio.peer_seconds, 4),
+        "state_bytes_per_parameter": round(state_bytes() / _size(shapes), 3),
+    }
+
+
+def table(result: Mapping, *, backend: str) -> Table:
+    """The rows as a table for the terminal; milliseconds a step, bytes a parameter."""
+    title = f"{result['parameters'] / 1e6:.3g} M parameters in {result['leaves']} leaves, {backend}"
     grid = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     grid.add_column("optimizer", no_wrap=True, min_width=max(len(row["name"]) for row in result["rows"]))
-    for header in ("ms", "/ adamw", "quartiles", "bytes", "compile s", "/ adamw"):
+    for header in ("ms", "/ adamw", "quartiles", "state", "temp", "compile s", "/ adamw"):
         grid.add_column(header, justify="right", no_wrap=True)
     for row in result["rows"]:
         low, high = row["ratio_quartiles"]
+        compiled = "compile_s" in row
         grid.add_row(
             row["name"],
             f"{row['step_ms']:.2f}",
             f"{row['ratio']:.3f}",
             f"{low:.2f}-{high:.2f}",
             f"{row['state_bytes_per_parameter']:.2f}",
-            f"{row['compile_s']:.2f}",
-            f"{row['compile_s'] / row['peer_compile_s']:.2f}",
+            f"{row['temp_bytes_per_parameter']:.2f}" if compiled else "-",
+            f"{row['compile_s']:.2f}" if compiled else "-",
+            f"{row['compile_s'] / row['peer_compile_s']:.2f}" if compiled else "-",
         )
     return grid
 
@@ -203,10 +239,14 @@ def _bytes(tree):
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _check(*, size, leaves, repeats, only):
-    for name, value, least in (("size", size, 10_000), ("leaves", leaves, 10), ("repeats", repeats, 1)):
+def _check(*, sizes, leaves, repeats, only, names):
+    for name, value, least in (
+        *(("size", size, 10_000) for size in sizes),
+        ("leaves", leaves, 10),
+        ("repeats", repeats, 1),
+    ):
         if not value >= least:
             raise ValueError(f"--{name} must be at least {least}, got {value}")
     for name in only:
-        if name not in OPTIMIZERS:
-            raise ValueError(f"--only: no optimizer {name!r}; there are {', '.join(map(repr, OPTIMIZERS))}")
+        if name not in names:
+            raise ValueError(f"--only: no optimizer {name!r}; there are {', '.join(map(repr, names))}")
