@@ -48,6 +48,10 @@ CLAIM = Claim(
         Comparison("half the inner learning rate", settings={"learning_rate": 0.3}),
         Comparison("a quarter of the inner learning rate", settings={"learning_rate": 0.15}),
     ),
+    finding="The penalty does it all, clipping at 1 does nothing. Without them training diverges at this rate, so "
+    "the size of the effect is that of the loss of a uniform guess; at half the rate the gain is 22%, at a quarter "
+    "there is none. It is outer momentum on stale averages that needs the brakes: without momentum the loss is lower "
+    "still. Synchronous SGD is 12% better at twelve times the traffic.",
     steps=100,
 )
 

@@ -37,6 +37,9 @@ CLAIM = Claim(
     beside=tuple(
         Comparison(f"at the learning rate {rate:g}", settings={"learning_rate": rate}) for rate in (1e-3, *RATES)
     ),
+    finding="Stable-SPAM trains where the rate is too large for the others: at 10 and 30 thousandths it is 3.5 and 4% "
+    "ahead. At the rate that is best for everyone, 3 thousandths, it is behind SPAM by 1.2%, below that by 3.6%. "
+    "Training in 4 bits is no handicap at this scale: with 32 bits Adam does not get further.",
     steps=300,
     smoke_steps=8,
 )
