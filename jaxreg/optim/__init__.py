@@ -6,7 +6,7 @@ from jaxreg.optim.allora import allora, scale_by_inverse_row_norm
 from jaxreg.optim.blockwise8bit import dequantize_blockwise, dynamic_map, linear_map, quantize_blockwise
 from jaxreg.optim.compression import Compressor, contraction, rand_k, stochastic_rounding, topk
 from jaxreg.optim.descend import descend
-from jaxreg.optim.frugal import GradientSplittingState, frugal, galore_projector, gradient_splitting
+from jaxreg.optim.frugal import GradientSplittingState, frugal, gradient_splitting
 from jaxreg.optim.hesso import Group, HessoCricState, HessoState, hesso, hesso_cric, saliency
 from jaxreg.optim.independent_decay import independent_weight_decay
 from jaxreg.optim.momentum_reset import MomentumResetState, momentum_reset, warmup_after_reset
@@ -20,6 +20,7 @@ from jaxreg.optim.optimistic_md import (
     optimistic_md,
 )
 from jaxreg.optim.perp_grad import perp_grad
+from jaxreg.optim.projections import galore_projector
 from jaxreg.optim.quantize_state import QuantizedState, quantize_state
 from jaxreg.optim.spam import ScaleBySpamState, scale_by_spam, spam, spike_clip, spike_score
 from jaxreg.optim.stable_spam import (
