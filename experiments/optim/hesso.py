@@ -50,7 +50,7 @@ CLAIM = Claim(
     relative=False,
     method="hesso",
     baselines=("one_shot", "one_shot_per_layer"),
-    grid={"learning_rate": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)},
+    grid={"learning_rate": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)},
     variants={
         "hesso_rescaled": ("hesso", {"scale": 10.0}),
         "hesso_cric_rescaled": ("hesso_cric", {"scale": 10.0}),
