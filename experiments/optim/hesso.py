@@ -64,12 +64,10 @@ CLAIM = Claim(
         Comparison("HESSO-CRIC and HESSO, nothing rescaled", ("hesso",), "hesso_cric"),
         Comparison("nothing removed", baselines=("dense",)),
     ),
-    finding="It depends on the one-shot baseline: HESSO is 11 points better than removing the smallest norms of both"
-    " layers together, and no better than removing 80% of each layer. (The first of these arms chose the "
-    "largest learning rate of the grid, as did the arms with CRIC, so their scores are lower bounds; HESSO "
-    "and its strongest rival did not.) CRIC is 8 points worse than HESSO here: it keeps 6 units in the first"
-    " layer and 20 in the second, HESSO the reverse. Rescaled layers hurt both far more than removal layer "
-    "by layer.",
+    finding="It depends on the one-shot baseline: HESSO is 11 points better than removing the smallest norms of both "
+    "layers together, and no better than removing 80% of each layer. CRIC is 8 points worse than HESSO here: "
+    "it keeps 6 units in the first layer and 20 in the second, HESSO the reverse. Rescaled layers hurt both "
+    "far more than removal layer by layer.",
     steps=1500,
     smoke_steps=1500,
     seeds=16,
