@@ -64,6 +64,7 @@ CLAIM = Claim(
     "at a fraction of the cost.",
     one_device=True,
     steps=2000,
+    seeds=16,
 )
 
 
