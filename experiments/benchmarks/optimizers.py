@@ -97,7 +97,9 @@ def main(
                 else:
                     rows.append(measure_torch(name, torch_optimizers[name], shapes, repeats=repeats))
         tables.append({"parameters": _size(shapes), "leaves": len(jax.tree.leaves(shapes)), "rows": rows})
-        Console().print(table(tables[-1], backend=jax.default_backend()))
+        # Rich takes what is no terminal for one of 80 columns.
+        console = Console(width=None if sys.stdout.isatty() else 100)
+        console.print(table(tables[-1], backend=jax.default_backend()))
     result = {
         "benchmark": "optimizers",
         **results.environment(jax.devices()[:1]),

@@ -71,7 +71,7 @@ def adaptive_spike_clip(
         Huang et al., *Stable-SPAM: How to Train in 4-Bit More Stably than 16-Bit Adam*, arXiv 2502.17055.
     """
     check_range("gamma3", gamma3, "[0, 1)")
-    bound, shrink, state = _spike_bound(_largest(gradient), state, count, gamma3)
+    bound, shrink, state = _spike_bound(jnp.max(jnp.abs(gradient), initial=0.0), state, count, gamma3)
     return _clip_spikes(gradient, bound, shrink), state
 
 
@@ -214,7 +214,9 @@ def scale_by_stable_spam(
 
         def steady(leaf, largest, norm, square):
             leaf = at_least_float32(leaf)
-            bound, shrink, clip = _spike_bound(_largest(leaf), SpikeClipState(largest), count, gamma3)
+            bound, shrink, clip = _spike_bound(
+                jnp.max(jnp.abs(leaf), initial=0.0), SpikeClipState(largest), count, gamma3
+            )
             (squared,) = leaf_sums(lambda block: (jnp.square(_clip_spikes(block, bound, shrink)),), leaf)
             scale, norm = _usual_over_now(squared, GradNormState(norm, square), count, gamma1 * factor, gamma2, eps)
             return scale * _clip_spikes(leaf, bound, shrink), *clip, *norm
@@ -308,11 +310,6 @@ def stable_spam(
 # to float32 first, so that 1 - gamma and 1 - gamma^1 agree.
 
 
-def _largest(leaf):
-    # Not the largest of |leaf|, which is needed elsewhere too: XLA would store it.
-    return jnp.maximum(jnp.max(leaf, initial=0.0), -jnp.min(leaf, initial=0.0))
-
-
 def _spike_bound(now, state, count, gamma3):
     gamma3 = jnp.asarray(gamma3, jnp.float32)
     largest = gamma3 * state.largest + (1 - gamma3) * now
@@ -321,7 +318,8 @@ def _spike_bound(now, state, count, gamma3):
 
 
 def _clip_spikes(gradient, bound, shrink):
-    return jnp.where(jnp.abs(gradient) > bound, shrink * gradient, gradient)
+    # Not by its absolute value: XLA would store that, for it has been needed already, to find the largest.
+    return jnp.where((gradient > bound) | (gradient < -bound), shrink * gradient, gradient)
 
 
 def _usual_over_now(squared, state, count, gamma1, gamma2, eps):
