@@ -147,7 +147,8 @@ def _quantizer(shape, code, block_size):
     def quantize(array):
         blocks = _split(array.astype(jnp.float32), tiles)
         scale = _largest(blocks)
-        codes = _merge(nearest(relative(blocks, scale), code), shape)
+        # Nothing is larger than infinity: a sum with the array hands its sharding to the codes.
+        codes = _merge(nearest(relative(blocks, scale), code), shape) + (array > jnp.inf)
         return codes, scale.reshape([count for count, _ in tiles])
 
     def on_any_mesh(array):

@@ -16,7 +16,7 @@ from jaxreg.optim.descend import descend
 from jaxreg.optim.leaf_sums import leaf_sums
 from jaxreg.optim.momentum_reset import MomentumResetState, momentum_reset
 from jaxreg.precision import at_least_float32, widened
-from jaxreg.typing import Array, Float, ScalarLike, ScalarOrSchedule, checked
+from jaxreg.typing import Array, Float, PyTree, ScalarLike, ScalarOrSchedule, checked
 from jaxreg.validation import check_range
 
 
@@ -122,13 +122,12 @@ class ScaleByStableSpamState(NamedTuple):
     """State of :func:`scale_by_stable_spam`.
 
     Attributes:
-        clip: of the spike clipping, a number for each leaf of the parameters.
-        norm: of the gradient norm, likewise.
+        statistics: for each leaf of the parameters an array of three: ``T``, ``a`` and ``b`` of :class:`SpikeClipState`
+            and :class:`GradNormState`.
         adam: of Adam with momentum reset, which counts the steps.
     """
 
-    clip: SpikeClipState
-    norm: GradNormState
+    statistics: PyTree
     adam: MomentumResetState
 
 
@@ -197,12 +196,8 @@ def scale_by_stable_spam(
         )
 
     def init(params):
-        def zeros():
-            return jax.tree.map(lambda _: jnp.zeros([]), params)
-
-        return ScaleByStableSpamState(
-            SpikeClipState(zeros()), GradNormState(zeros(), zeros()), adam(1.0).init(widened(params))
-        )
+        statistics = jax.tree.map(lambda _: jnp.zeros([3]), params)
+        return ScaleByStableSpamState(statistics, adam(1.0).init(widened(params)))
 
     def update(updates, state, params=None):
         del params
@@ -212,22 +207,19 @@ def scale_by_stable_spam(
             factor = eta_min + (1 - eta_min) * 0.5 * (1 + jnp.cos(jnp.pi * t / (total_steps + 1)))
         count = jnp.where(shared_counter & (t >= reset_every), t % reset_every + 1, t)
 
-        def steady(leaf, largest, norm, square):
+        def steady(leaf, statistics):
             leaf = at_least_float32(leaf)
-            bound, shrink, clip = _spike_bound(
-                jnp.max(jnp.abs(leaf), initial=0.0), SpikeClipState(largest), count, gamma3
-            )
+            clip, norm = SpikeClipState(statistics[0]), GradNormState(statistics[1], statistics[2])
+            bound, shrink, clip = _spike_bound(jnp.max(jnp.abs(leaf), initial=0.0), clip, count, gamma3)
             (squared,) = leaf_sums(lambda block: (jnp.square(_clip_spikes(block, bound, shrink)),), leaf)
-            scale, norm = _usual_over_now(squared, GradNormState(norm, square), count, gamma1 * factor, gamma2, eps)
-            return scale * _clip_spikes(leaf, bound, shrink), *clip, *norm
+            scale, norm = _usual_over_now(squared, norm, count, gamma1 * factor, gamma2, eps)
+            return scale * _clip_spikes(leaf, bound, shrink), jnp.stack([*clip, *norm])
 
-        results = jax.tree.map(steady, updates, *state.clip, *state.norm)
-        gradients, *statistics = (jax.tree.map(lambda _, r, i=i: r[i], updates, results) for i in range(4))
+        pairs = jax.tree.map(steady, updates, state.statistics)
+        gradients, statistics = (jax.tree.map(lambda _, pair, i=i: pair[i], updates, pairs) for i in range(2))
         directions, adam_state = adam(factor).update(gradients, state.adam)
         directions = jax.tree.map(lambda d, u: d.astype(jnp.result_type(u)), directions, updates)
-        return directions, ScaleByStableSpamState(
-            SpikeClipState(*statistics[:1]), GradNormState(*statistics[1:]), adam_state
-        )
+        return directions, ScaleByStableSpamState(statistics, adam_state)
 
     return optax.GradientTransformation(init, update)
 

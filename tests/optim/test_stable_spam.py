@@ -133,7 +133,7 @@ def test_every_leaf_has_its_own_scale():
     gradients = {"small": jnp.array([3.0, 4.0]), "large": 1e4 * jnp.array([[3.0, 4.0]]), "none": jnp.zeros([0, 2])}
     _, state = optimizer.update(gradients, optimizer.init(gradients))
     for name, norm in {"small": 5.0, "large": 5e4, "none": 0.0}.items():
-        np.testing.assert_allclose(state.norm.norm[name], 0.3 * norm, rtol=1e-5)
+        np.testing.assert_allclose(state.statistics[name][1], 0.3 * norm, rtol=1e-5)
     np.testing.assert_allclose(state.adam.inner_state.mu["large"] / 0.1, [[0.6, 0.8]], rtol=1e-5)
 
 
