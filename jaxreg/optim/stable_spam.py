@@ -218,7 +218,7 @@ def scale_by_stable_spam(
         pairs = jax.tree.map(steady, updates, state.statistics)
         gradients, statistics = (jax.tree.map(lambda _, pair, i=i: pair[i], updates, pairs) for i in range(2))
         directions, adam_state = adam(factor).update(gradients, state.adam)
-        directions = jax.tree.map(lambda d, u: d.astype(jnp.result_type(u)), directions, updates)
+        directions = optax.tree.cast_like(directions, updates)
         return directions, ScaleByStableSpamState(statistics, adam_state)
 
     return optax.GradientTransformation(init, update)
@@ -305,7 +305,7 @@ def stable_spam(
 def _spike_bound(now, state, count, gamma3):
     gamma3 = jnp.asarray(gamma3, jnp.float32)
     largest = gamma3 * state.largest + (1 - gamma3) * now
-    bound = largest / (1 - gamma3**count)
+    bound = largest / _weight(gamma3, count)
     return bound, bound / jnp.where(now > 0, now, 1.0), SpikeClipState(largest)
 
 
@@ -319,5 +319,10 @@ def _usual_over_now(squared, state, count, gamma1, gamma2, eps):
     now = jnp.sqrt(squared)
     norm = gamma1 * state.norm + (1 - gamma1) * now
     square = gamma2 * state.square + (1 - gamma2) * squared
-    usual = norm / (1 - gamma1**count) / (jnp.sqrt(square / (1 - gamma2**count)) + eps)
+    usual = norm / _weight(gamma1, count) / (jnp.sqrt(square / _weight(gamma2, count)) + eps)
     return jnp.where(now > 0, usual / jnp.where(now > 0, now, 1.0), 1.0), GradNormState(norm, square)
+
+
+def _weight(gamma, count):
+    """1 - gamma^count, the weight of all that a mean has seen; as a difference it would lose four digits at 0.999."""
+    return -jnp.expm1(count * jnp.log(gamma))

@@ -239,7 +239,7 @@ def restrict(tree, names):
     return {name: tree[name] for name in names}
 
 
-def assert_close(actual, wanted, rtol=2e-5, atol=2e-6):
+def assert_close(actual, wanted, rtol=2e-5, atol=1e-6):
     assert jax.tree.structure(actual) == jax.tree.structure(wanted)
     jax.tree.map(lambda a, w: np.testing.assert_allclose(np.asarray(a), np.asarray(w), rtol, atol), actual, wanted)
 
