@@ -80,10 +80,10 @@ def update_findings(directory: Path) -> list[str]:
     Returns:
         The slugs whose finding was another.
     """
-    updated = []
+    known, updated = entries(), []
     for result in results.read_all(directory):
         slug = result["slug"]
-        finding = find(slug).load()[0].finding if slug in entries() else result["finding"]
+        finding = known[slug].load()[0].finding if slug in known else result["finding"]
         if finding != result["finding"]:
             results.write_json(directory / f"{slug}.json", {**result, "finding": finding})
             updated.append(slug)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.optim.hesso import Group, keys_of
+from jaxreg.optim.hesso import Group, by_path, keys_of
 from jaxreg.typing import Array, Bool, PyTree, checked
 
 
@@ -21,7 +21,7 @@ def alive_units(params: PyTree, groups: list[Group] | tuple[Group, ...]) -> Bool
     """
     alive = []
     for group in groups:
-        moving = [jnp.moveaxis(_leaf(params, path), axis, 0).reshape(group.size, -1) for path, axis in group.members]
+        moving = [jnp.moveaxis(by_path(params)[path], axis, 0).reshape(group.size, -1) for path, axis in group.members]
         alive.append(jnp.any(jnp.concatenate(moving, axis=1) != 0, axis=1))
     return jnp.concatenate(alive) if alive else jnp.zeros([0], bool)
 
@@ -54,12 +54,8 @@ def extract_subnetwork(params: PyTree, groups: list[Group] | tuple[Group, ...], 
         kept = np.flatnonzero(keep[start : start + group.size])
         start += group.size
         for path, axis in group.members:
-            params = _with_leaf(params, path, jnp.take(_leaf(params, path), kept, axis=axis))
+            params = _with_leaf(params, path, jnp.take(by_path(params)[path], kept, axis=axis))
     return params
-
-
-def _leaf(tree, path):
-    return next(leaf for where, leaf in jax.tree.leaves_with_path(tree) if keys_of(where) == path)
 
 
 def _with_leaf(tree, path, leaf):

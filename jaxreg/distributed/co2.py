@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxreg.distributed import collectives
-from jaxreg.precision import at_least_float32
+from jaxreg.precision import at_least_float32, widened
 from jaxreg.typing import PyTree, ScalarLike, checked
 from jaxreg.validation import check_range
 
@@ -59,7 +59,7 @@ def co2_init(params: PyTree) -> Co2State:
     Returns:
         The state, with nothing to apply in the first round.
     """
-    params = jax.tree.map(at_least_float32, params)
+    params = widened(params)
     return Co2State(params, params, jax.tree.map(jnp.zeros_like, params), jax.tree.map(lambda x: x[None], params))
 
 

@@ -37,7 +37,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxreg.distributed import collectives
 from jaxreg.optim.compression import Compressor
-from jaxreg.precision import at_least_float32
+from jaxreg.precision import widened
 from jaxreg.typing import Array, Float, Int, ScalarLike, checked
 from jaxreg.validation import check_range
 
@@ -347,5 +347,5 @@ def _method(
 
 def _ravel(tree):
     """The tree as one vector, at least float32, and the way back, to the leaves' own precision."""
-    flat, unravel = ravel_pytree(jax.tree.map(at_least_float32, tree))
+    flat, unravel = ravel_pytree(widened(tree))
     return flat, lambda vector: jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), unravel(vector), tree)

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxreg.paths import is_named
 from jaxreg.typing import Array, Float, PyTree, ScalarLike, checked
 from jaxreg.validation import check_range
 
@@ -100,6 +101,6 @@ def lora_mask(params: PyTree) -> PyTree:
 
     def trainable(path, leaf):
         del leaf
-        return bool(path) and jax.tree_util.keystr(path[-1:], simple=True) in TRAINABLE
+        return is_named(path, TRAINABLE)
 
     return jax.tree.map_with_path(trainable, params)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import eigh_tridiagonal
 
-from jaxreg.precision import at_least_float32
+from jaxreg.precision import widened
 from jaxreg.typing import Array, Float, PRNGKeyArray, PyTree, checked
 from jaxreg.validation import check_range
 
@@ -34,7 +34,7 @@ def hessian_vector_product(
     References:
         Pearlmutter, *Fast Exact Multiplication by the Hessian*, Neural Computation 6, 1994.
     """
-    params, vector = jax.tree.map(at_least_float32, (params, vector))
+    params, vector = widened((params, vector))
     return jax.jvp(jax.grad(loss), (params,), (vector,))[1]
 
 
@@ -71,7 +71,7 @@ def hutchinson_trace(
         Communications in Statistics 18, 1989.
     """
     check_range("num_samples", num_samples, "[1, inf)")
-    leaves, structure = jax.tree.flatten(jax.tree.map(at_least_float32, params))
+    leaves, structure = jax.tree.flatten(widened(params))
 
     def sample(key):
         keys = jax.random.split(key, max(len(leaves), 1))
@@ -111,7 +111,7 @@ def top_eigenvalue(
         Ghorbani et al., *An Investigation into Neural Net Optimization via Hessian Eigenvalue Density*, ICML 2019,
         arXiv 1901.10159.
     """
-    params = jax.tree.map(at_least_float32, params)
+    params = widened(params)
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, max(len(leaves), 1))
     start = structure.unflatten([jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=False)])
@@ -144,7 +144,7 @@ def lanczos_top_eigenvalue(
         Golub and Van Loan, *Matrix Computations*, chapter 10.
     """
     check_range("iterations", iterations, "[1, inf)")
-    start = jax.tree.map(at_least_float32, start)
+    start = widened(start)
     size = sum(x.size for x in jax.tree.leaves(start))
     if size == 0:
         return jnp.zeros([])

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxreg.linalg import eigh
 from jaxreg.metrics.curvature import lanczos_top_eigenvalue
-from jaxreg.precision import at_least_float32
+from jaxreg.precision import at_least_float32, widened
 from jaxreg.typing import Array, Float, PyTree, ScalarLike, checked
 from jaxreg.validation import check_range
 
@@ -39,7 +39,7 @@ def gauss_newton_features(
         Wu and Su, *The Implicit Regularization of Dynamical Stability in Stochastic Gradient Descent*, ICML 2023,
         arXiv 2305.17490.
     """
-    params = jax.tree.map(at_least_float32, params)
+    params = widened(params)
 
     def features(example):
         gradient = jax.grad(lambda p: apply_fn(p, example[None]).reshape(()))(params)

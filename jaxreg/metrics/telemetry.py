@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxreg.precision import at_least_float32
+from jaxreg.precision import at_least_float32, widened
 from jaxreg.typing import Array, Float, Int, PyTree, ScalarLike, checked
 from jaxreg.validation import check_range
 
@@ -165,7 +165,7 @@ def read_telemetry(
     """
     check_range("decay", decay, "[0, 1]")
     log_z = jax.nn.logsumexp(at_least_float32(outputs), axis=-1)
-    norm = optax.tree.norm(jax.tree.map(at_least_float32, gradients))
+    norm = optax.tree.norm(widened(gradients))
     norm = jnp.asarray(norm, jnp.float32)
     usual = jnp.where(state.count > 0, state.mean_norm, norm)
     score = jnp.where(norm == usual, 1.0, norm / usual)

@@ -173,7 +173,7 @@ def radial_projection(
         # The factor goes to the parameters that decay, which leaves mask and schedule to optax.
         decaying = jax.tree.map(lambda p, pair: pair[1] * p, params, pairs)
         descent, decay_state = decay.update(projected, state.decay_state, decaying)
-        descent = jax.tree.map(lambda d, u: d.astype(u.dtype), descent, updates)
+        descent = optax.tree.cast_like(descent, updates)
         return descent, RadialProjectionState(inner_state, decay_state)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxreg.optim.descend import descend
+from jaxreg.paths import is_named
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import ScalarLike, ScalarOrSchedule, checked
 from jaxreg.validation import check_params, check_range
@@ -130,6 +131,6 @@ def _called(name):
 
     def named(path, leaf):
         del leaf
-        return bool(path) and jax.tree_util.keystr(path[-1:], simple=True) == name
+        return is_named(path, [name])
 
     return lambda tree: jax.tree.map_with_path(named, tree)

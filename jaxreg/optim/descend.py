@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import optax
 
 from jaxreg.typing import ScalarOrSchedule, checked
@@ -51,6 +50,6 @@ def descend(
 
     def update(updates, state, params=None, **extra_args):
         descent, state = steps.update(updates, state, params, **extra_args)
-        return jax.tree.map(lambda d, u: d.astype(u.dtype), descent, updates), state
+        return optax.tree.cast_like(descent, updates), state
 
     return optax.GradientTransformationExtraArgs(steps.init, update)

@@ -253,7 +253,7 @@ def _widened(transformation):
 
     def update(updates, state, params=None, **extra_args):
         directions, state = transformation.update(widened(updates), state, params, **extra_args)
-        return jax.tree.map(lambda d, u: d.astype(u.dtype), directions, updates), state
+        return optax.tree.cast_like(directions, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -73,7 +73,7 @@ def saliency(
         Chen et al., *HESSO: Towards Automatic Efficient and User Friendly Any Neural Network Training and Pruning*,
         arXiv 2409.09085.
     """
-    x, d = _by_path(params), _by_path(directions)
+    x, d = by_path(params), by_path(directions)
     _check_groups(groups, x)
     measured = [_inner_products(x, d, group) for group in groups]
     if not measured:
@@ -377,7 +377,7 @@ def _shrink(t, length):
 
 def _shrunk(descent, params, factors, groups):
     """Updates after which parameters are factor times what they would have been."""
-    leaves = _by_path(params)
+    leaves = by_path(params)
     shares = {}
     start = 0
     for group in groups:
@@ -399,7 +399,8 @@ def _shrunk(descent, params, factors, groups):
     return jax.tree.map_with_path(shrink, descent, params)
 
 
-def _by_path(tree):
+def by_path(tree):
+    """Leaves by the keys of their paths."""
     return {keys_of(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
@@ -412,7 +413,7 @@ def _resolve(groups, params):
     if not jax.tree.leaves(params):
         return ()
     found = tuple(groups(params) if callable(groups) else groups)
-    _check_groups(found, _by_path(params))
+    _check_groups(found, by_path(params))
     return found
 
 

@@ -6,7 +6,6 @@ follows the schedule's shape only, and training depends less on the learning rat
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -61,6 +60,6 @@ def independent_weight_decay(
 
     def update(updates, state, params=None, **extra_args):
         moved, state = steps.update(updates, state, params, **extra_args)
-        return jax.tree.map(lambda m, u: m.astype(u.dtype), moved, updates), state
+        return optax.tree.cast_like(moved, updates), state
 
     return optax.GradientTransformationExtraArgs(steps.init, update)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxreg.precision import at_least_float32
+from jaxreg.precision import widened
 from jaxreg.typing import ScalarLike, checked
 from jaxreg.validation import check_params, check_range
 
@@ -65,7 +65,7 @@ def perp_grad(*, per_leaf: bool = True, rescale: bool = True, eps: ScalarLike = 
 
 def _orthogonal(gradient, weights, rescale, eps):
     """The projection of a pytree of gradients, all as one vector."""
-    g, w = jax.tree.map(at_least_float32, (gradient, weights))
+    g, w = widened((gradient, weights))
     # Collapsing losses have tiny gradients: without this their squares would be zero.
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(g)] or [jnp.zeros([])]))
     g = jax.tree.map(lambda x: x / jnp.where(largest > 0, largest, 1.0), g)

@@ -19,7 +19,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxreg.optim.blockwise8bit import dynamic_map, linear_map, look_up, nearest, relative
-from jaxreg.optim.state_fields import within_field
+from jaxreg.paths import within_field
 from jaxreg.sharding import with_any_sharding
 from jaxreg.typing import PyTree, checked
 from jaxreg.validation import check_range
@@ -134,7 +134,7 @@ def quantize_state(
         wide = jax.tree_util.tree_map_with_path(dequantize, *state, wanted)
         directions, wide = inner.update(updates, wide, params, **extra_args)
         # From a state in 32 bits, updates of half-precision parameters come out wider.
-        directions = jax.tree.map(lambda d, u: d.astype(jnp.result_type(u)), directions, updates)
+        directions = optax.tree.cast_like(directions, updates)
         return directions, quantized(wide, wanted, run)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -189,7 +189,7 @@ def scale_by_spam(
         directions = jax.tree.map(lambda m, v: factor * m / (jnp.sqrt(v) + eps), mu, nu)
         if density is not None:
             directions = put(directions, chosen, updates)
-        directions = jax.tree.map(lambda u, g: u.astype(g.dtype), directions, updates)
+        directions = optax.tree.cast_like(directions, updates)
         return directions, ScaleBySpamState(n, mu, nu, chosen)
 
     return optax.GradientTransformation(init, update)

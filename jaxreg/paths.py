@@ -1,8 +1,9 @@
-"""Finding the parts of an optimizer's state by name."""
+"""Finding the parts of a tree by name."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from jax.tree_util import GetAttrKey
 
 from jaxreg.typing import checked
@@ -22,3 +23,14 @@ def within_field(path: tuple[Any, ...], names: Sequence[str]) -> bool:
         names: of fields of the named tuples that states are made of, such as ``mu``; parameters may have any names.
     """
     return any(isinstance(key, GetAttrKey) and key.name in names for key in path)
+
+
+@checked
+def is_named(path: tuple[Any, ...], names: Sequence[str]) -> bool:
+    """Whether the last key of a leaf's path is one of these names, as a parameter's is in a tree of dictionaries.
+
+    Args:
+        path: of the leaf, as :func:`jax.tree_util.tree_map_with_path` gives it.
+        names: such as ``kernel``.
+    """
+    return bool(path) and jax.tree_util.keystr(path[-1:], simple=True) in names
