@@ -1,0 +1,80 @@
+"""What a corpus gives to training: batches of token windows, and an iterator that can be resumed."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from jaxreg.typing import Array, Int
+
+
+class Batch(NamedTuple):
+    """Windows of text.
+
+    Attributes:
+        tokens: int32; inputs are ``tokens[:, :-1]``, targets ``tokens[:, 1:]``.
+        positions: int64; where each row is from: the offset of its first token in :attr:`Corpus.text`, or for a stream
+            the number of the document that it begins in.
+    """
+
+    tokens: Int[Array, "rows context+1"]
+    positions: Int[Array, " rows"]
+
+
+class TrainIterator:
+    """Endless batches, each made ahead of its use."""
+
+    def __init__(self, batches: Iterator[tuple[Batch, dict[str, Any]]], state: dict[str, Any]):
+        """Wraps pairs of a batch and the state after it.
+
+        Args:
+            batches: what to iterate over.
+            state: before the first.
+        """
+        self._batches, self._state = batches, state
+
+    def __iter__(self) -> "TrainIterator":
+        return self
+
+    def __next__(self) -> Batch:
+        batch, self._state = next(self._batches)
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """Where the next batch begins, for :attr:`Corpus.train`; JSON can hold it."""
+        return self._state
+
+
+class Corpus(NamedTuple):
+    """A text to train on, and one to be judged by.
+
+    Attributes:
+        vocab_size: tokens are below it.
+        encode: from a text to its tokens.
+        decode: from tokens to text.
+        train: ``(state=None) -> TrainIterator``: endless batches, from the beginning or from such an iterator's state.
+            The state of a text in memory is the number of the next batch, ``{"batch": 17, ...}``, the same on every
+            process and valid for any number of them. A stream's state holds for its process alone.
+        validation: ``(batches) -> list[Batch]``: the same at every call, from text that is not trained on.
+        text: all tokens of a text in memory, which positions count; empty for a stream.
+    """
+
+    vocab_size: int
+    encode: Callable[[str], Int[Array, " tokens"]]
+    decode: Callable[[Sequence[int] | Int[Array, " tokens"]], str]
+    train: Callable[..., TrainIterator]
+    validation: Callable[[int], list[Batch]]
+    text: Int[Array, " tokens"]
+
+
+def check_same(state: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Raises unless a state to resume from is of the corpus at hand.
+
+    Args:
+        state: of a :class:`TrainIterator`, which has its corpus' identity as ``"corpus"``.
+        identity: all that decides the batches of the corpus.
+
+    Raises:
+        ValueError: something of it was different; the message says what.
+    """
+    for name, value in identity.items():
+        if (was := state["corpus"].get(name)) != value:
+            raise ValueError(f"state is of another corpus: {name} was {was!r}, here it is {value!r}")
