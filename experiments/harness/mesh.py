@@ -1,0 +1,112 @@
+"""Devices of one or many hosts as one mesh: rows of a batch over all of it, parameters over a part of it if wanted."""
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxreg.typing import Array
+
+MIN_SHARDED = 2**14
+"""Entries from which on it pays to shard an array."""
+
+
+def join_hosts(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+    """Makes one computation of the processes of a run; without arguments only where a cluster shows in the environment.
+
+    To be called before anything else touches the devices. On CPUs the processes talk through gloo.
+
+    Args:
+        coordinator: address of process 0, ``host:port``.
+        processes: how many there are.
+        process: number of this one, from 0.
+
+    Raises:
+        ValueError: some of the arguments are given and some are not, or ``process`` is not below ``processes``.
+    """
+    given = (coordinator, processes, process)
+    if all(value is None for value in given):
+        # What starts jobs on TPU slices, by Slurm or by MPI says so; jax finds the rest itself.
+        if len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1 or "JAX_COORDINATOR_ADDRESS" in os.environ:
+            jax.distributed.initialize()
+        return
+    if any(value is None for value in given):
+        raise ValueError(
+            f"coordinator, processes and process go together: got {coordinator!r}, {processes!r}, {process!r}"
+        )
+    if not 0 <= process < processes:
+        raise ValueError(f"process must be in [0, {processes}), got {process}")
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(coordinator, processes, process)
+
+
+def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of the axes ``data`` and ``fsdp``.
+
+    Args:
+        fsdp: over how many devices the parameters are spread; has to divide their number.
+        devices: all of them, those of other hosts included, by default.
+
+    Returns:
+        The mesh; neighbours of the list are neighbours along ``fsdp``.
+
+    Raises:
+        ValueError: ``fsdp`` does not divide the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    if fsdp < 1 or len(devices) % fsdp:
+        raise ValueError(f"fsdp must divide the number of devices, {len(devices)}, got {fsdp}")
+    return Mesh(np.array(devices).reshape(-1, fsdp), ("data", "fsdp"))
+
+
+def state_sharding(mesh: Mesh, state: Any) -> Any:
+    """How parameters and optimizer state lie on a mesh, by their shapes alone: like shapes lie alike.
+
+    An array of ``MIN_SHARDED`` entries or more is split along its longest axis that ``fsdp`` divides, the last of them
+    if several are as long; everything else is on every device.
+
+    Args:
+        mesh: from :func:`make_mesh`.
+        state: pytree of arrays, or of their shapes.
+
+    Returns:
+        The same tree of shardings.
+    """
+    parts = mesh.shape["fsdp"]
+
+    def place(leaf):
+        shape = np.shape(leaf)
+        axes = [axis for axis, length in enumerate(shape) if length % parts == 0 and length >= parts]
+        if parts == 1 or not axes or math.prod(shape) < MIN_SHARDED:
+            return NamedSharding(mesh, PartitionSpec())
+        longest = max(axes, key=lambda axis: (shape[axis], axis))
+        return NamedSharding(mesh, PartitionSpec(*([None] * longest), "fsdp"))
+
+    return jax.tree.map(place, state)
+
+
+def rows_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch over all devices."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def global_rows(mesh: Mesh, rows: np.ndarray) -> Array:
+    """One array over the mesh from the rows that each process has, in the processes' order."""
+    return jax.make_array_from_process_local_data(rows_sharding(mesh), rows)
+
+
+def on_host(tree: Any) -> Any:
+    """Arrays as NumPy arrays, those that are spread over several hosts included; all processes have to call it."""
+
+    def gather(leaf):
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return np.asarray(leaf)
+        replicated = NamedSharding(leaf.sharding.mesh, PartitionSpec())
+        return np.asarray(jax.jit(jnp.copy, out_shardings=replicated)(leaf))
+
+    return jax.tree.map(gather, tree)

@@ -1,0 +1,51 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from experiments.harness import mesh as meshes
+
+
+def test_the_devices_are_data_times_fsdp():
+    assert dict(meshes.make_mesh(2).shape) == {"data": 4, "fsdp": 2}
+    assert dict(meshes.make_mesh(1, jax.devices()[:3]).shape) == {"data": 3, "fsdp": 1}
+
+
+@pytest.mark.parametrize("fsdp", [0, 3, 16])
+def test_fsdp_has_to_divide_the_devices(fsdp):
+    with pytest.raises(ValueError, match=f"fsdp must divide the number of devices, 8, got {fsdp}"):
+        meshes.make_mesh(fsdp)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [
+        ((256, 512), P(None, "fsdp")),
+        ((512, 256), P("fsdp")),
+        ((256, 256), P(None, "fsdp")),  # the last of equals
+        ((12, 129, 64), P(None, None, "fsdp")),  # 129 is longer, but odd
+        ((2**14,), P("fsdp")),
+        ((2**14 - 2,), P()),  # too small
+        ((3, 3, 3, 729), P()),  # nothing is even
+        ((), P()),
+    ],
+)
+def test_large_arrays_are_split_along_their_longest_axis_that_can_be(shape, spec):
+    sharding = meshes.state_sharding(meshes.make_mesh(2), {"x": jax.ShapeDtypeStruct(shape, jnp.float32)})
+    assert sharding["x"].spec == spec
+
+
+def test_rows_lie_over_all_devices_in_their_order():
+    mesh = meshes.make_mesh(2)
+    rows = np.arange(16 * 3).reshape(16, 3)
+    placed = meshes.global_rows(mesh, rows)
+    np.testing.assert_array_equal(placed, rows)
+    assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 3)}
+
+
+def test_hosts_are_joined_by_all_three_or_by_none():
+    with pytest.raises(ValueError, match="go together: got 'localhost:1', None, 0"):
+        meshes.join_hosts("localhost:1", None, 0)
+    with pytest.raises(ValueError, match=r"process must be in \[0, 2\), got 2"):
+        meshes.join_hosts("localhost:1", 2, 2)
