@@ -132,8 +132,8 @@ def test_a_disk_that_takes_no_more_is_told_and_damages_nothing(tmp_path):
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # of any file, from here on
+            checkpoints.save(2, state(2, width=10**5), {})
             with pytest.raises(CheckpointError, match=r"step 2 cannot be saved .*; the last one that was is 1"):
-                checkpoints.save(2, state(2, width=10**5), {})
                 checkpoints.wait()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
