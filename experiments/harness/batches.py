@@ -11,8 +11,8 @@ class Batch(NamedTuple):
 
     Attributes:
         tokens: int32; inputs are ``tokens[:, :-1]``, targets ``tokens[:, 1:]``.
-        positions: int64; where each row is from: the offset of its first token in :attr:`Corpus.text`, or for a stream
-            the number of the document that it begins in.
+        positions: int64; where each row is from: the offset of its first token in :attr:`Corpus.text`; for a stream
+            the number of the document it begins in, among those that this process reads in one pass.
     """
 
     tokens: Int[Array, "rows context+1"]
@@ -48,7 +48,7 @@ class Corpus(NamedTuple):
 
     Attributes:
         vocab_size: tokens are below it.
-        encode: from a text to its tokens.
+        encode: from a text to its tokens, int32.
         decode: from tokens to text.
         train: ``(state=None) -> TrainIterator``: endless batches, from the beginning or from such an iterator's state.
             The state of a text in memory is the number of the next batch, ``{"batch": 17, ...}``, the same on every
@@ -76,5 +76,5 @@ def check_same(state: dict[str, Any], identity: dict[str, Any]) -> None:
         ValueError: something of it was different; the message says what.
     """
     for name, value in identity.items():
-        if (was := state["corpus"].get(name)) != value:
+        if (was := state.get("corpus", {}).get(name)) != value:
             raise ValueError(f"state is of another corpus: {name} was {was!r}, here it is {value!r}")

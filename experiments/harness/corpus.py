@@ -62,7 +62,7 @@ def open_corpus(
             library, half of the training rows each, judged by the last tenth of the reference's topics (paragraphs that
             are also there are not trained on); ``"file:PATH"``: UTF-8 text in a file, a directory or files that match a
             pattern, judged by its end; ``"hf:NAME"``, ``"hf:NAME:CONFIG"``: the split ``train`` of a data set on the
-            Hugging Face hub, streamed, judged by documents chosen by a hash; ``"hf:json:PATH"`` and so for ``parquet``,
+            Hugging Face hub, streamed, judged by documents a hash chooses; ``"hf:json:PATH"`` and so for ``parquet``,
             ``csv``, ``text``: the same for local files.
         context: tokens that a row has as inputs.
         batch: rows of a training step, over all processes.
@@ -152,7 +152,10 @@ def _windowed(text: _Text, tokenize: Tokenizer, context: int, batch: int, seed: 
         starts = np.linspace(held_out.start, held_out.stop - context - 1, batches * batch).astype(np.int64)
         return [windows(chosen) for chosen in starts.reshape(batches, process_count, rows)[:, process_index]]
 
-    return Corpus(tokenize.vocab_size, tokenize.encode, tokenize.decode, train, validation, text.tokens)
+    def encode(string: str) -> np.ndarray:
+        return tokenize.encode(string).astype(np.int32)
+
+    return Corpus(tokenize.vocab_size, encode, tokenize.decode, train, validation, text.tokens)
 
 
 def _python(tokenize: Tokenizer, validation_share: float) -> _Text:

@@ -38,7 +38,7 @@ def open_stream(
         tokenize: how documents become tokens.
         context: tokens that a row has as inputs.
         batch: rows of a training step, over all processes.
-        validation_share: chance of a document to be held out.
+        validation_share: chance of a document to be held out; validation reads the stream until it has found enough.
         column: the one with the text.
         process: index of this process, and how many there are.
 
@@ -56,7 +56,7 @@ def open_stream(
     identity = {
         "spec": spec,
         "column": column,
-        "vocab_size": tokenize.vocab_size,
+        "tokenizer": tokenize.name,
         "validation_share": validation_share,
         "context": context,
         "batch": batch,
@@ -71,6 +71,8 @@ def open_stream(
             dataset.load_state_dict(before)
         for number, example in enumerate(dataset, place.document):
             text = example.get(column)
+            if not isinstance(text, str | None):
+                raise ValueError(f"column must be one with text in {spec}, got {column!r}, which holds {text!r}")
             if text and (zlib.crc32(text.encode()) < validation_share * 2**32) == held_out:
                 tokens = np.append(tokenize.encode(text), tokenize.end_of_document).astype(np.int32)
                 yield tokens, _Place(before, number)
@@ -108,7 +110,10 @@ def open_stream(
             raise ValueError(f"{wanted} are more than the held-out documents of {spec} fill: {len(found)} rows")
         return [_batch(found[i * batch + process_index * rows :][:rows]) for i in range(batches)]
 
-    return Corpus(tokenize.vocab_size, tokenize.encode, tokenize.decode, train, validation, np.empty(0, np.int32))
+    def encode(string: str) -> np.ndarray:
+        return tokenize.encode(string).astype(np.int32)
+
+    return Corpus(tokenize.vocab_size, encode, tokenize.decode, train, validation, np.empty(0, np.int32))
 
 
 class _Place(NamedTuple):

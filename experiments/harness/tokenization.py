@@ -17,12 +17,14 @@ class Tokenizer(NamedTuple):
     """How text becomes tokens and tokens become text.
 
     Attributes:
+        name: what :func:`open_tokenizer` knows it by.
         vocab_size: tokens are below it.
         end_of_document: the token between two documents.
         encode: from a text to its tokens.
         decode: from tokens to text; what is no UTF-8 becomes U+FFFD.
     """
 
+    name: str
     vocab_size: int
     end_of_document: int
     encode: Callable[[str], Int[Array, " tokens"]]
@@ -43,9 +45,10 @@ def open_tokenizer(name: str | None = None) -> Tokenizer:
     Raises:
         ValueError: the name has another form, there is no such tokenizer, or the package ``tokenizers`` is missing.
     """
-    kind, _, where = ("bytes" if name is None else name).partition(":")
+    name = "bytes" if name is None else name
+    kind, _, where = name.partition(":")
     if kind == "bytes" and not where:
-        return Tokenizer(256, 0, _encode_bytes, _decode_bytes)
+        return Tokenizer(name, 256, 0, _encode_bytes, _decode_bytes)
     if kind not in ("file", "hf") or not where:
         raise ValueError(f'tokenizer must be "bytes", "file:PATH" or "hf:NAME", got {name!r}')
     try:
@@ -56,7 +59,7 @@ def open_tokenizer(name: str | None = None) -> Tokenizer:
         raise ValueError(f"tokenizer: there is no file {where}")
     read = tokenizers.Tokenizer.from_file if kind == "file" else tokenizers.Tokenizer.from_pretrained
     try:
-        return _trained(read(where))
+        return _trained(name, read(where))
     except Exception as error:  # the package raises nothing more specific
         raise ValueError(f"tokenizer {name!r} cannot be read: {error}") from error
 
@@ -69,7 +72,7 @@ def _decode_bytes(tokens: Any) -> str:
     return np.asarray(tokens).astype(np.uint8).tobytes().decode(errors="replace")
 
 
-def _trained(tokenizer: Any) -> Tokenizer:
+def _trained(name: str, tokenizer: Any) -> Tokenizer:
     size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
     known = [token for token in map(tokenizer.token_to_id, END_OF_DOCUMENT) if token is not None]
     end_of_document = known[0] if known else size
@@ -81,7 +84,7 @@ def _trained(tokenizer: Any) -> Tokenizer:
     def decode(tokens: Any) -> str:
         return tokenizer.decode([int(token) for token in tokens if token < size], skip_special_tokens=False)
 
-    return Tokenizer(max(size, end_of_document + 1), end_of_document, encode, decode)
+    return Tokenizer(name, max(size, end_of_document + 1), end_of_document, encode, decode)
 
 
 def _pieces(text: str):

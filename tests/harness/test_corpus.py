@@ -67,6 +67,16 @@ class TestTextInMemory:
         with pytest.raises(ValueError, match=f"state is of another corpus: {name} was"):
             open_lines(tmp_path, **change).train(state)
 
+    def test_a_state_of_nothing_is_refused(self, tmp_path):
+        with pytest.raises(ValueError, match="state is of another corpus: tokens was None"):
+            open_lines(tmp_path).train({"batch": 3})
+
+    def test_text_is_encoded_as_the_rows_are(self, tmp_path):
+        corpus = open_lines(tmp_path)
+        tokens = corpus.encode("é1\n")
+        assert (tokens.dtype, tokens.tolist()) == (np.int32, [0xC3, 0xA9, 0x31, 0x0A])
+        assert corpus.decode(tokens) == "é1\n"
+
     def test_processes_share_the_batches_of_one(self, tmp_path):
         """From a state that a run on one process has written."""
         alone = open_lines(tmp_path)

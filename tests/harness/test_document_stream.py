@@ -106,6 +106,8 @@ def test_the_column_is_chosen_by_name(tmp_path):
     np.testing.assert_array_equal(next(corpus.train()).tokens, packed(TRAINED, 2)[0])
     with pytest.raises(ValueError, match=r"column must be one of content, number in .*, got 'text'"):
         open_documents(tmp_path, spec=write(tmp_path, column="content"))
+    with pytest.raises(ValueError, match=r"column must be one with text in .*, got 'number', which holds 0"):
+        next(open_documents(tmp_path, column="number").train())
 
 
 def test_documents_are_tokenized_and_ended(tmp_path):
