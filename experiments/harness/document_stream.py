@@ -50,9 +50,10 @@ def open_stream(
     """
     process_index, process_count = process
     rows = batch // process_count
-    features = _open(spec).column_names
-    if features is not None and column not in features:
-        raise ValueError(f"column must be one of {', '.join(features)} in {spec}, got {column!r}")
+    dataset = _open(spec)
+    columns = dataset.column_names or list(next(iter(dataset), {}))  # some formats tell them by a document only
+    if columns and column not in columns:
+        raise ValueError(f"column must be one of {', '.join(columns)} in {spec}, got {column!r}")
     identity = {
         "spec": spec,
         "column": column,

@@ -23,8 +23,10 @@ def test_the_documents_of_these_tests_are_of_both_kinds():
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
+    """Nothing is downloaded, and nothing written in the home directory."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def write(tmp_path, documents=DOCUMENTS, kind="json", column="text"):
