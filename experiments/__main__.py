@@ -15,12 +15,13 @@ import jax
 import tyro
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from experiments.harness import registry, results
 from experiments.harness.measure import measure
+from experiments.harness.progress import live_bar
 
 console = Console()
 USAGE_ERROR, INTERRUPTED = 2, 130
@@ -123,8 +124,7 @@ def _short(path: Path) -> Path:
 
 def with_progress(function, *args, **kwargs):
     """Calls a function that reports through ``on_batch``, under a progress bar."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("runs")
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as progress:
+    with live_bar("runs", TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task("compiling", total=None)
 
         def on_batch(what: str, done: int, total: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import jax
+import numpy as np
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -61,15 +62,22 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes JSON atomically, NaN and infinity as null: JSON knows neither."""
-    text = json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
+    text = json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A value as JSON knows it: arrays as lists, NaN and infinity as None.
+
+    Args:
+        value: a number, a text, None, an array, or dictionaries, lists and tuples of these.
+    """
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        value = value.tolist()
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
