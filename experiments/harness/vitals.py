@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.tree_util import GetAttrKey
 
 from jaxreg.precision import at_least_float32
@@ -128,23 +127,6 @@ def read_vitals(
         second_moment_norms=moments(SECOND_MOMENTS, scale=2.0**32),
         max_attention_logits=_attention_logits(sown, stacked),
     )
-
-
-def figures(vitals: Vitals) -> dict[str, float]:
-    """The scalars of a step's vitals, for a log; waits for the step.
-
-    Args:
-        vitals: of one step, arrays on any device.
-
-    Returns:
-        ``loss``, ``gradient_norm``, ``update_norm``, ``parameter_norm`` and, where there is one, the largest
-        ``max_attention_logit`` of all layers.
-    """
-    names = ("loss", "gradient_norm", "update_norm", "parameter_norm")
-    found = {name: float(getattr(vitals, name)) for name in names}
-    if vitals.max_attention_logits is not None:
-        found[ATTENTION_LOGIT] = float(np.max(np.asarray(vitals.max_attention_logits)))
-    return found
 
 
 class NonfiniteLeaf(NamedTuple):
