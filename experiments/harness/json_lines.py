@@ -38,12 +38,17 @@ class JsonLines:
         """Drops lines whose ``"step"`` is greater, and a torn last line, all in one step.
 
         Args:
-            step: the last that is kept; lines without one are kept as well.
+            step: the last that is kept. Lines without one are kept as well. What happened before a run went back is
+                part of the step that it went back to, ``"rolled_back_to"``, where a line has that.
 
         Raises:
             ValueError: a line is not a JSON object.
         """
-        kept = (line for line, content in _parsed(self._path) if content.get("step", step) <= step)
+        kept = (
+            line
+            for line, content in _parsed(self._path)
+            if content.get("rolled_back_to", content.get("step", step)) <= step
+        )
         write_atomically(self._path, lambda file: file.writelines(kept))
         self._file.close()
         self._file = self._path.open("ab")
