@@ -87,7 +87,7 @@ def open_stream(
                 yield tokens, where
             if not found:
                 raise ValueError(f"{spec} has no document to train on for process {process_index} of {process_count}")
-            place, found = _Place(None, 0), False
+            place = _Place(None, 0)
 
     def batches(place: _Place) -> Iterator[tuple[Batch, dict]]:
         packed = _packed(endlessly(place), context, place.skip)

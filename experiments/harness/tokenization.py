@@ -82,7 +82,7 @@ def _trained(name: str, tokenizer: Any) -> Tokenizer:
         return np.concatenate([np.empty(0, np.int32), *(np.array(one.ids, np.int32) for one in encodings)])
 
     def decode(tokens: Any) -> str:
-        return tokenizer.decode([int(token) for token in tokens if token < size], skip_special_tokens=False)
+        return tokenizer.decode([int(token) for token in tokens], skip_special_tokens=False)
 
     return Tokenizer(name, max(size, end_of_document + 1), end_of_document, encode, decode)
 

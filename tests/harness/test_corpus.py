@@ -67,6 +67,14 @@ class TestTextInMemory:
         with pytest.raises(ValueError, match=f"state is of another corpus: {name} was"):
             open_lines(tmp_path, **change).train(state)
 
+    def test_a_state_is_of_the_very_text(self, tmp_path):
+        states = []
+        for content in "abc" * 50, "abd" * 50:
+            (tmp_path / "text.txt").write_text(content)
+            states.append(open_corpus(f"file:{tmp_path}/text.txt", context=8, batch=4).train().state())
+        with pytest.raises(ValueError, match="state is of another corpus: crc32 was"):
+            open_corpus(f"file:{tmp_path}/text.txt", context=8, batch=4).train(states[0])
+
     def test_a_state_of_nothing_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match="state is of another corpus: tokens was None"):
             open_lines(tmp_path).train({"batch": 3})
@@ -164,12 +172,18 @@ class TestErrors:
         path = tmp_path / "text.txt"
         for content, message in (
             (b"", "has 0 tokens for training, and context = 8 needs 9"),
-            (b"x" * 50, "has 5 tokens for validation, and context = 8 needs 9"),
+            (b"x" * 80, "has 8 tokens for validation, and context = 8 needs 9"),
             (b"abc\xff\xfe", "is not UTF-8 text: byte 3 is 0xff"),
         ):
             path.write_bytes(content)
             with pytest.raises(ValueError, match=message):
                 open_corpus(f"file:{path}", context=8, batch=4)
+
+    def test_a_text_of_one_window_is_enough(self, tmp_path):
+        (tmp_path / "text.txt").write_text("abcdefghi" * 2)
+        corpus = open_corpus(f"file:{tmp_path}/text.txt", context=8, batch=2, validation_share=0.5)
+        for batch in next(corpus.train()), *corpus.validation(1):
+            assert [corpus.decode(row) for row in batch.tokens] == 2 * ["abcdefghi"]
 
     def test_validation_needs_a_batch(self, tmp_path):
         with pytest.raises(ValueError, match="batches must be in"):

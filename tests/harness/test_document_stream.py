@@ -70,15 +70,19 @@ def test_every_state_continues_with_exactly_the_next_batch(tmp_path, kind):
     """Within the long document and in the second pass too."""
     corpus = open_documents(tmp_path, kind=kind)
     batches = corpus.train()
-    rows, _ = packed(4 * TRAINED, 80)
+    states = [batches.state()]
+    made = []
+    for _ in range(37):
+        made.append(next(batches))
+        states.append(json.loads(json.dumps(batches.state())))
+    np.testing.assert_array_equal(np.concatenate([batch.tokens for batch in made]), packed(4 * TRAINED, 74)[0])
     for number in range(36):
-        state = json.dumps(batches.state())
-        resumed = corpus.train(json.loads(state))
-        assert json.dumps(resumed.state()) == state
-        np.testing.assert_array_equal(next(resumed).tokens, rows[2 * number : 2 * number + 2])
-        np.testing.assert_array_equal(next(resumed).tokens, rows[2 * number + 2 : 2 * number + 4])
-        next(batches)
-        assert json.dumps(batches.state()) != state
+        resumed = corpus.train(states[number])
+        for later in range(number, number + 2):
+            assert {**resumed.state(), "dataset": None} == {**states[later], "dataset": None}
+            batch = next(resumed)
+            np.testing.assert_array_equal(batch.tokens, made[later].tokens)
+            np.testing.assert_array_equal(batch.positions, made[later].positions)
 
 
 def test_each_process_streams_its_own_documents_and_resumes(tmp_path):
@@ -110,6 +114,18 @@ def test_the_column_is_chosen_by_name(tmp_path):
         open_documents(tmp_path, spec=write(tmp_path, column="content"))
     with pytest.raises(ValueError, match=r"column must be one with text in .*, got 'number', which holds 0"):
         next(open_documents(tmp_path, column="number").train())
+
+
+def test_a_data_set_is_opened_by_name_and_configuration(tmp_path):
+    """A folder as the hub has it."""
+    folder = tmp_path / "named"
+    folder.mkdir()
+    for name, text in ("first", "one of the first"), ("second", "one of the second"):
+        (folder / f"{name}.jsonl").write_text(json.dumps({"text": text}))
+    configurations = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("first", "second"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n{configurations}---\n")
+    batch = next(open_documents(tmp_path, spec=f"hf:{folder}:second", validation_share=1e-9).train())
+    np.testing.assert_array_equal(batch.tokens, packed(2 * ["one of the second"], 2)[0])
 
 
 def test_documents_are_tokenized_and_ended(tmp_path):

@@ -41,13 +41,13 @@ class TestTrainedTokenizer:
 
     @pytest.fixture
     def path(self, tmp_path):
-        """Whole words, numbered in the order of their counts and then of the alphabet, and line ends."""
+        """Words, the last of a line with its end."""
         tokenizers = pytest.importorskip("tokenizers")
-        words = ["?", "\n", "the", "on", "sat", "cat", "dog", "log", "mat"]
+        words = ["?", "the", "on", "sat", "cat", "dog", "mat\n", "log\n"]
         model = tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="?")
         tokenizer = tokenizers.Tokenizer(model)
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(
-            tokenizers.Regex(r"\n|[a-z]+"), "removed", invert=True
+            tokenizers.Regex(r"[a-z]+\n?"), "removed", invert=True
         )
         tokenizer.save(str(tmp_path / "words.json"))
         return tmp_path / "words.json"
@@ -55,14 +55,14 @@ class TestTrainedTokenizer:
     def test_words_are_tokens(self, path):
         tokenizer = open_tokenizer(f"file:{path}")
         tokens = tokenizer.encode(self.lines)
-        np.testing.assert_array_equal(tokens, [2, 5, 4, 3, 2, 8, 1, 2, 6, 4, 3, 2, 7, 1])
-        assert tokenizer.decode(tokens[:6]) == "the cat sat on the mat"
+        np.testing.assert_array_equal(tokens, [1, 4, 3, 2, 1, 6, 1, 5, 3, 2, 1, 7])
+        assert tokenizer.decode(tokens[:6]) == "the cat sat on the mat\n"
         assert tokenizer.encode("").shape == (0,)
 
     def test_the_end_of_a_document_is_one_more_token_where_none_is_known(self, path):
         tokenizer = open_tokenizer(f"file:{path}")
-        assert (tokenizer.vocab_size, tokenizer.end_of_document) == (10, 9)
-        assert tokenizer.decode([5, 9, 6]) == "cat dog"
+        assert (tokenizer.vocab_size, tokenizer.end_of_document) == (9, 8)
+        assert tokenizer.decode([4, 8, 5]) == "cat dog"
 
     def test_the_end_of_a_document_is_known_by_its_name(self, path):
         tokenizers = pytest.importorskip("tokenizers")
@@ -70,20 +70,22 @@ class TestTrainedTokenizer:
         changed.add_special_tokens(["<pad>", "</s>"])
         changed.save(str(path))
         tokenizer = open_tokenizer(f"file:{path}")
-        assert (tokenizer.vocab_size, tokenizer.end_of_document) == (11, 10)
+        assert (tokenizer.vocab_size, tokenizer.end_of_document) == (10, 9)
 
     def test_a_long_text_is_encoded_in_pieces_of_whole_lines(self, path, monkeypatch):
         monkeypatch.setattr(tokenization, "PIECE", 10)
         tokenizer = open_tokenizer(f"file:{path}")
-        np.testing.assert_array_equal(tokenizer.encode(3 * self.lines), np.tile(tokenizer.encode(self.lines), 3))
-        np.testing.assert_array_equal(tokenizer.encode("the " * 9), [2] * 9)
+        np.testing.assert_array_equal(
+            tokenizer.encode(3 * self.lines), np.tile([1, 4, 3, 2, 1, 6, 1, 5, 3, 2, 1, 7], 3)
+        )
+        np.testing.assert_array_equal(tokenizer.encode("the " * 9), [1] * 9)
 
     def test_rows_of_a_corpus_are_of_its_tokens(self, path):
         text = path.with_suffix(".txt")
         text.write_text(20 * self.lines)
         corpus = open_corpus(f"file:{text}", context=6, batch=2, tokenizer=f"file:{path}")
-        assert corpus.vocab_size == 10
-        np.testing.assert_array_equal(corpus.text, np.tile([2, 5, 4, 3, 2, 8, 1, 2, 6, 4, 3, 2, 7, 1], 20))
+        assert corpus.vocab_size == 9
+        np.testing.assert_array_equal(corpus.text, np.tile([1, 4, 3, 2, 1, 6, 1, 5, 3, 2, 1, 7], 20))
         batch = next(corpus.train())
         np.testing.assert_array_equal(batch.tokens, corpus.text[batch.positions[:, None] + np.arange(7)])
 
