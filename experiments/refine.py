@@ -20,6 +20,7 @@ import optax
 import tyro
 
 from experiments.harness import results
+from experiments.harness.figures import save
 from jaxreg.schedules import as_schedule, refine_schedule
 
 
@@ -117,7 +118,7 @@ def _plot(norms, rates, path):
     below.plot(np.linspace(1, 0, len(rates)), "--", color="gray", label="linear decay")
     below.set(ylabel="learning rate / peak", xlabel="step")
     below.legend()
-    results.write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    save(figure, path)
     plt.close(figure)
 
 

@@ -1,6 +1,5 @@
 """Tables, plots and RESULTS.md, made from result files and nothing else."""
 
-import io
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from experiments.harness.figures import save
 from experiments.harness.results import read_all, write_atomically
 
 Result = dict[str, Any]
@@ -189,10 +189,8 @@ def plot(result: Result, path: Path) -> None:
     for axis, comparison in zip(axes, criteria, strict=True):
         _plot_scores(axis, comparison)
     figure.suptitle(f"{result['slug']}: {result['verdict']} ({effect(criteria[0])})", fontsize=11)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, metadata={"Software": None})
+    save(figure, path)
     plt.close(figure)
-    write_atomically(path, lambda file: file.write(buffer.getvalue()))
 
 
 def _plot_curves(axis: plt.Axes, result: Result) -> None:
