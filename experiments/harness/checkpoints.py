@@ -61,7 +61,8 @@ class Checkpoints:
             self._manager.close()
 
     def steps(self) -> list[int]:
-        """Steps that can be restored, in their order."""
+        """Steps that can be restored, in their order; waits for what is being written."""
+        self.wait()
         return sorted(self._manager.all_steps())
 
     def latest(self, before: int | None = None) -> int | None:
@@ -136,7 +137,7 @@ class Checkpoints:
             step = self._pending.pop() if self._pending else "?"
             raise CheckpointError(
                 f"step {step} cannot be saved in {self.directory}: {_first_line(error)}; the last one that was is "
-                f"{self.latest()}"
+                f"{self._manager.latest_step()}"
             ) from error
 
 

@@ -1,0 +1,134 @@
+"""A grid of hyperparameters trained side by side: one program, vmapped over the runs, all on the same batches."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.harness import results, run_plots
+from experiments.harness.journal import Journal
+from experiments.harness.pretraining import Pretraining
+from experiments.harness.trainer import Feed, Upkeep, fit
+
+USABLE = 0.8
+"""Part of the memory that runs may take."""
+
+
+def parse_sweep(text: str) -> tuple[str, tuple[float, ...]]:
+    """What ``learning_rate=1e-3,1e-2`` says, as a name and numbers.
+
+    Raises:
+        ValueError: it is not of this form.
+    """
+    name, _, values = text.partition("=")
+    try:
+        numbers = tuple(float(value) for value in values.split(","))
+    except ValueError:
+        numbers = ()
+    if not (name and numbers) or len(set(numbers)) < len(numbers):
+        raise ValueError(f"sweep must be NAME=VALUE,VALUE,… with different numbers, got {text!r}")
+    return name.replace("-", "_"), tuple(sorted(numbers))
+
+
+def sweep(
+    run: Pretraining,
+    name: str,
+    values: tuple[float, ...],
+    *,
+    workdir: Path,
+    upkeep: Upkeep = Upkeep(),
+    validation_batches: int = 8,
+    at_once: int | None = None,
+    on_step: Callable[[int, dict[str, Any]], None] = lambda step, figures: None,
+) -> dict[str, Any]:
+    """Trains a run with each of several values of a hyperparameter, from the same initial parameters.
+
+    Runs that diverge go on, as NaN. A sweep is not saved on its way.
+
+    Args:
+        run: what is trained, on a mesh.
+        name: ``learning_rate``, or a number that the optimizer takes.
+        values: in increasing order.
+        workdir: gets ``metrics.jsonl``, whose figures are lists, ``sweep.json`` and ``sweep.png``.
+        upkeep: how often losses are written and validated.
+        validation_batches: batches of a validation.
+        at_once: how many runs at a time; as many as fit into the memory by default.
+        on_step: called with figures that have become known, lists of one for each run.
+
+    Returns:
+        What ``sweep.json`` holds: name, values and the runs' last validation losses.
+
+    Raises:
+        ValueError: the run is pmapped, or ``at_once`` is below 1.
+    """
+    if run.placement.axis_name is not None:
+        raise ValueError("parallel must be mesh for a sweep, got pmap")
+    if at_once is not None and at_once < 1:
+        raise ValueError(f"sweep_at_once must be at least 1, got {at_once}")
+    losses: list[float] = []
+    with Journal(workdir) as journal:
+        while len(losses) < len(values):
+            count = min(at_once or len(values), len(values) - len(losses))
+            chunk, step = _fitting(run, name, values[len(losses) :][:count], halve=at_once is None)
+            at_once = len(chunk)
+            seen: dict[str, Any] = {}
+            fit(
+                run.placement.create(_copies(run, len(chunk))),
+                step,
+                Feed(run.corpus.train),
+                steps=run.settings.optimization.steps,
+                placement=run.placement,
+                upkeep=upkeep,
+                journal=journal,
+                evaluate=_evaluation(run, validation_batches),
+                on_step=lambda step, figures, seen=seen: (seen.update(figures), on_step(step, figures)),
+            )
+            losses += seen["validation_loss"]
+    uniform = float(np.log(run.config.vocab_size))
+    result = {"hyperparameter": name, "values": list(values), "validation_loss": losses, "uniform_loss": uniform}
+    results.write_json(workdir / "sweep.json", result)
+    label = run.settings.optimization.optimizer
+    run_plots.plot_sensitivity(values, {label: losses}, workdir / "sweep.png", hyperparameter=name, worst=uniform)
+    return result
+
+
+def _copies(run, count):
+    return lambda: jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), run.fresh_state())
+
+
+def _fitting(run, name, values, *, halve):
+    """As many of the values as fit into the memory, and their step."""
+
+    def one(value, state, rows):
+        return run.step(**{name: value})(state, rows)
+
+    def side_by_side(state, rows):
+        return jax.vmap(one, (0, 0, None))(jnp.asarray(values), state, rows)
+
+    rows = run.placement.rows(next(run.corpus.train()).tokens)
+    state = run.placement.shapes(jax.eval_shape(_copies(run, len(values))))
+    step = run.placement.compile(side_by_side).lower(state, rows).compile()
+    memory = step.memory_analysis()
+    needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+    if halve and len(values) > 1 and needed > USABLE * _memory(jax.local_devices()[0]):
+        return _fitting(run, name, values[: len(values) // 2], halve=True)
+    return values, step
+
+
+def _memory(device):
+    stats = device.memory_stats() or {}
+    return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _evaluation(run, batches):
+    mean = run.placement.compile_mean(lambda params, rows: jax.vmap(run.validation_loss, (0, None))(params, rows))
+    rows = [run.placement.rows(batch.tokens) for batch in run.corpus.validation(batches)]
+
+    def evaluate(state):
+        return {"validation_loss": np.mean([mean(state.params, part) for part in rows], axis=0).tolist()}
+
+    return evaluate

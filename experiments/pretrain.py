@@ -1,0 +1,335 @@
+"""Pretrains a Llama-style language model, on anything from a laptop to a TPU pod, and shows where training breaks.
+
+    python -m experiments.pretrain                              # `tiny` on Python's documentation, minutes on two cores
+    python -m experiments.pretrain --optimizer spam --option reset_every=200 --spike-probability 0.02
+    python -m experiments.pretrain --preset 130m --data hf:allenai/c4:en --tokenizer hf:t5-base --dtype bfloat16
+    python -m experiments.pretrain --sweep learning_rate=1e-3,1e-2,1e-1   # side by side, for the sensitivity to it
+    python -m experiments.pretrain replay --step 500 --optimizer stable_spam    # what if, from the checkpoint before
+    python -m experiments.pretrain generate --prompt "def "     # a sample from the last checkpoint
+
+A run has a directory, `runs/PRESET` by default: config.json, checkpoints/, metrics.jsonl (a line a step), spikes.jsonl
+(what happened around each spike) and, at the end, run.png. The same command again goes on from the last checkpoint.
+SIGTERM and control-C save and stop; what a killed run has lost is what came after its last checkpoint.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+
+from experiments.harness import mesh, results, run_plots, sweeps
+from experiments.harness.checkpoints import CheckpointError, Checkpoints
+from experiments.harness.generation import generate as sample
+from experiments.harness.journal import METRICS, Journal, read_journal
+from experiments.harness.llama import parameter_count
+from experiments.harness.pretraining import DeviceSettings, Pretraining, Settings, Several, adopt_state
+from experiments.harness.progress import TrainingProgress
+from experiments.harness.spikes import SpikeRecorder
+from experiments.harness.trainer import Feed, Interrupted, NonFinite, TrainState, Upkeep, fit, own_feed
+
+console = Console(highlight=False)
+
+Grouped = tyro.conf.OmitArgPrefixes
+
+
+CONFIG = "config.json"
+
+
+def train(
+    settings: Grouped[Settings] = Settings(),
+    devices: Grouped[DeviceSettings] = DeviceSettings(),
+    upkeep: Grouped[Upkeep] = Upkeep(),
+    workdir: Path | None = None,
+    validation_batches: int = 8,
+    tensorboard: bool = False,
+    sweep: str | None = None,
+    sweep_at_once: int | None = None,
+) -> int:
+    """Train, or go on training.
+
+    Args:
+        settings: what is trained, on what, and how.
+        devices: where.
+        upkeep: what happens beside.
+        workdir: the run's directory, runs/PRESET by default.
+        validation_batches: batches of a validation.
+        tensorboard: also write for TensorBoard.
+        sweep: NAME=VALUE,VALUE,…: train with each of these values of learning_rate, or of a number that the optimizer
+            takes, side by side.
+        sweep_at_once: how many of them at a time; as many as fit by default.
+
+    Returns:
+        The exit code.
+    """
+    mesh.join_hosts(devices.coordinator, devices.processes, devices.process)
+    settings = settings.complete()
+    workdir = workdir or Path("runs") / (settings.model.preset + ("" if sweep is None else "-sweep"))
+    run = Pretraining(settings, devices)
+    run.optimizer()  # or what is wrong with it would be known only after the directory is taken
+    grid = None if sweep is None else sweeps.parse_sweep(sweep)
+    _take_directory(workdir, settings)
+    if grid is not None:
+        return _sweep(run, *grid, workdir, upkeep, validation_batches, sweep_at_once)
+    first = jax.process_index() == 0  # the process that writes and speaks
+    evaluate = run.evaluation(validation_batches)
+    with contextlib.ExitStack() as stack:
+        say = console.print if first else lambda message: None
+        checkpoints = stack.enter_context(
+            Checkpoints(workdir / "checkpoints", keep=upkeep.keep, keep_every=upkeep.keep_every)
+        )
+        state, feed = _start(run, checkpoints)
+        done = int(np.max(run.placement.fetch(state.step)))
+        say(
+            f"{settings.model.preset}: {parameter_count(run.config) / 1e6:.3g} M parameters, "
+            f"{settings.optimization.optimizer}, {jax.device_count()} x {jax.devices()[0].device_kind}, "
+            f"{f'on from step {done}' if done else 'from the start'}, in {workdir}"
+        )
+        journal = recorder = progress = None
+        if first:
+            resume_step = done or None
+            journal = stack.enter_context(Journal(workdir, resume_step=resume_step, tensorboard=tensorboard))
+            recorder = stack.enter_context(SpikeRecorder(workdir, resume_step=resume_step))
+            tokens = settings.data.batch * settings.model.context
+            steps = settings.optimization.steps
+            progress = stack.enter_context(TrainingProgress(steps, tokens_per_step=tokens, start=done, console=console))
+        fit(
+            state,
+            run.placement.compile(run.step()),
+            feed,
+            steps=settings.optimization.steps,
+            placement=run.placement,
+            upkeep=upkeep,
+            checkpoints=checkpoints,
+            journal=journal,
+            recorder=recorder,
+            evaluate=evaluate,
+            on_step=lambda step, figures: progress and "loss" in figures and progress.update(step, figures["loss"]),
+            say=say,
+        )
+    if first:
+        plot = run_plots.plot_run(workdir)
+        last = [line for line in read_journal(workdir / METRICS) if "validation_loss" in line][-1]
+        say(f"validation loss: {last['validation_loss']:.4f} nats a token, after step {last['step']}\nplot: {plot}")
+    return 0
+
+
+def replay(
+    step: int,
+    workdir: Path = Path("runs/tiny"),
+    optimizer: str | None = None,
+    option: Annotated[tuple[str, ...], Several] = (),
+    learning_rate: float | None = None,
+    clip_norm: float | None = None,
+    spike_probability: float | None = None,
+    after: int = 50,
+    devices: Grouped[DeviceSettings] = DeviceSettings(),
+) -> int:
+    """Train once more through a step, from the checkpoint before it and on exactly the same batches, but differently.
+
+    The new optimizer takes over what it knows of the old one's state: moments, mostly. With nothing changed, what
+    happened happens again. All replays of a step are plotted together, beside what happened.
+
+    Args:
+        step: of the run; the replay begins at the last checkpoint before it.
+        workdir: the run's directory.
+        optimizer: in place of the run's.
+        option: an argument of it; may be given several times. They replace the run's.
+        learning_rate: in place of the run's.
+        clip_norm: in place of the run's; 0 for no clipping.
+        spike_probability: in place of the run's.
+        after: steps to train after the step.
+        devices: where.
+
+    Returns:
+        The exit code.
+    """
+    settings = read_settings(workdir)
+    if not 1 <= step <= settings.optimization.steps:
+        raise ValueError(f"step must be in [1, {settings.optimization.steps}], got {step}")
+    if after < 0:
+        raise ValueError(f"after must be at least 0, got {after}")
+    changed, name = _changed(settings, optimizer, option, learning_rate, clip_norm, spike_probability)
+    then, now = Pretraining(settings, devices), Pretraining(changed, devices)
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        state, feed = _start(then, checkpoints, before=step)
+    begin = int(np.max(then.placement.fetch(state.step)))
+    state = state._replace(optimizer_state=adopt_state(now.create().optimizer_state, state.optimizer_state))
+    console.print(f"replaying steps {begin + 1} to {step + after} with {name}")
+    directory = results.prepare(workdir / "replays" / f"step_{step}" / re.sub(r"[^\w=.-]+", "_", name))
+    with Journal(directory) as journal:
+        fit(
+            state,
+            now.placement.compile(now.step()),
+            feed,
+            steps=min(step + after, settings.optimization.steps),
+            placement=now.placement,
+            upkeep=Upkeep(on_nan="ignore"),
+            journal=journal,
+        )
+    happened = [line for line in read_journal(workdir / METRICS) if begin < line["step"] <= step + after]
+    replays = {path.parent.name: read_journal(path) for path in sorted(directory.parent.glob(f"*/{METRICS}"))}
+    plot = run_plots.plot_replay(happened, replays, directory.parent / "replays.png")
+    for label, lines in {"what happened": happened, **replays}.items():
+        lines = [line for line in lines if "loss" in line and line["step"] >= step]
+        if lines:
+            first, *_, last = values = [
+                math.nan if line["loss"] is None else line["loss"] for line in (*lines, lines[-1])
+            ]
+            console.print(
+                f"{label}: loss {first:.4f} at step {step}, at most {np.max(values):.4f}, {last:.4f} at the end"
+            )
+    console.print(f"plot: {plot}")
+    return 0
+
+
+def generate(
+    workdir: Path = Path("runs/tiny"),
+    prompt: str = "def ",
+    length: int = 400,
+    temperature: float = 0.8,
+    seed: int = 0,
+    step: int | None = None,
+) -> int:
+    """Print a sample from a checkpoint.
+
+    Args:
+        workdir: the run's directory.
+        prompt: how it begins.
+        length: tokens to add.
+        temperature: divides the logits; 0 takes the most probable token.
+        seed: of the sample.
+        step: of the checkpoint; the last one by default.
+
+    Returns:
+        The exit code.
+    """
+    run = Pretraining(read_settings(workdir))
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        chosen = checkpoints.latest() if step is None else step
+        if chosen is None:
+            raise ValueError(f"workdir must hold a checkpoint, {workdir} has none")
+        state, _ = checkpoints.restore(chosen, run.placement.shapes(jax.eval_shape(run.fresh_state)))
+    tokens = run.corpus.encode(prompt)
+    added = sample(run.config, state.params, tokens, length=length, temperature=temperature, key=jax.random.key(seed))
+    console.print(run.corpus.decode(np.concatenate([tokens, added])), markup=False, soft_wrap=True)
+    return 0
+
+
+def _sweep(
+    run: Pretraining,
+    name: str,
+    values: tuple[float, ...],
+    workdir: Path,
+    upkeep: Upkeep,
+    validation_batches: int,
+    at_once: int | None,
+) -> int:
+    tokens = run.settings.data.batch * run.settings.model.context * len(values)
+    with TrainingProgress(run.settings.optimization.steps, tokens_per_step=tokens, console=console) as progress:
+
+        def on_step(step, figures):
+            if "loss" in figures:
+                progress.update(step, min(figures["loss"]))
+
+        result = sweeps.sweep(
+            run,
+            name,
+            values,
+            workdir=workdir,
+            upkeep=dataclasses.replace(upkeep, on_nan="ignore"),
+            validation_batches=validation_batches,
+            at_once=at_once,
+            on_step=on_step,
+        )
+    for value, loss in zip(result["values"], result["validation_loss"], strict=True):
+        console.print(f"{name} {value:g}: validation loss {loss:.4f}")
+    console.print(f"result: {workdir / 'sweep.json'}\nplot:   {workdir / 'sweep.png'}")
+    return 0
+
+
+def _start(run: Pretraining, checkpoints: Checkpoints, before: int | None = None) -> tuple[TrainState, Feed]:
+    """From the last checkpoint, that is before some step, or from scratch."""
+    latest = checkpoints.latest(before)
+    if latest is None:
+        return run.create(), Feed(run.corpus.train)
+    state, extra = checkpoints.restore(latest, run.placement.shapes(jax.eval_shape(run.fresh_state)))
+    return run.placement.put(state), Feed(run.corpus.train, own_feed(extra))
+
+
+def _take_directory(workdir: Path, settings: Settings) -> None:
+    """Writes down what the run is, or sees to it that it is the same one."""
+    results.prepare(workdir)
+    wanted = dataclasses.asdict(settings)
+    if not (workdir / CONFIG).exists():
+        if jax.process_index() == 0:
+            results.write_json(workdir / CONFIG, wanted)
+        return
+    stored = dataclasses.asdict(read_settings(workdir))
+    for group, values in wanted.items():
+        for name, value in values.items():
+            if value != stored[group][name]:
+                raise ValueError(
+                    f"{workdir} holds a run with {name} = {stored[group][name]!r}, got {value!r}; "
+                    "go on with the same settings, or choose another --workdir"
+                )
+
+
+def read_settings(workdir: Path) -> Settings:
+    try:
+        return Settings.from_json(json.loads((workdir / CONFIG).read_text()))
+    except OSError as error:
+        raise ValueError(f"workdir must be that of a run: cannot read {workdir / CONFIG}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{workdir / CONFIG} is not the settings of a run: {error!r}") from error
+
+
+def _changed(settings, optimizer, option, learning_rate, clip_norm, spike_probability) -> tuple[Settings, str]:
+    """The settings of a replay, and what to call it."""
+    given = {"optimizer": optimizer, "learning_rate": learning_rate, "clip_norm": clip_norm}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    words = [changes.get("optimizer", settings.optimization.optimizer), *option]
+    words += [f"{name}={changes[name]:g}" for name in ("learning_rate", "clip_norm") if name in changes]
+    if option or changes.get("optimizer", settings.optimization.optimizer) != settings.optimization.optimizer:
+        changes["option"] = option
+    if clip_norm == 0:
+        changes["clip_norm"] = None
+    faults = settings.faults
+    if spike_probability is not None:
+        words.append(f"spike_probability={spike_probability:g}")
+        faults = dataclasses.replace(faults, spike_probability=spike_probability)
+    optimization = dataclasses.replace(settings.optimization, **changes)
+    return dataclasses.replace(settings, optimization=optimization, faults=faults), " ".join(words)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    commands = {"train": train, "replay": replay, "generate": generate}
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] not in (*commands, "-h", "--help"):
+        arguments = ["train", *arguments]  # what it is mostly called for
+    try:
+        return tyro.extras.subcommand_cli_from_dict(
+            commands, args=arguments, prog="python -m experiments.pretrain", description=__doc__
+        )
+    except Interrupted as event:
+        console.print(f"{event}; the same command goes on from there")
+        return 0
+    except NonFinite as error:
+        console.print(str(error), style="red", markup=False)
+        return 1
+    except (ValueError, CheckpointError, results.OutputError) as error:
+        console.print(str(error), style="red", markup=False, soft_wrap=True)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+import dataclasses
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from experiments import pretrain
+from experiments.harness.checkpoints import Checkpoints
+from experiments.harness.journal import METRICS, read_journal
+from experiments.harness.pretraining import Pretraining, Settings, adopt_state
+from experiments.harness.trainer import own_feed
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = "--layers 2 --width 16 --heads 2 --hidden 16 --context 16 --batch 8 --validation-batches 1"
+SPIKES = "--spike-probability 0.3 --spike-scale 30 --checkpoint-every 4"
+
+
+def command(workdir, options="", *, steps=6):
+    return ["train", *f"{SMALL} --steps {steps} --workdir {workdir} {options}".split()]
+
+
+def replay(workdir, options):
+    return ["replay", *f"--workdir {workdir} {options}".split()]
+
+
+def losses(workdir):
+    return [line["loss"] for line in read_journal(workdir / METRICS) if "loss" in line]
+
+
+def last_state(workdir):
+    """Parameters, optimizer state and feed of the last checkpoint."""
+    run = Pretraining(pretrain.read_settings(workdir))
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        return checkpoints.restore(checkpoints.latest(), run.placement.shapes(jax.eval_shape(run.fresh_state)))
+
+
+def assert_same(state, expected):
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    assert pretrain.main(command(workdir, SPIKES, steps=12)) == 0
+    return workdir
+
+
+class Process:
+    """The command in a process of its own, with one CPU device unless told otherwise."""
+
+    def __init__(self, arguments, devices=1):
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "experiments.pretrain", *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def output(self):
+        output, _ = self.process.communicate(timeout=300)
+        assert self.process.returncode == 0, output
+        return output
+
+    def kill_at(self, workdir, step, number):
+        """Sends a signal once the run has logged a step."""
+        while self.process.poll() is None:
+            try:
+                if len((workdir / METRICS).read_bytes().splitlines()) >= step:
+                    break
+            except FileNotFoundError:
+                pass  # it has not begun
+            time.sleep(0.002)
+        self.process.send_signal(number)
+        return self.process.communicate(timeout=300)[0]
+
+
+def test_a_run_leaves_everything_in_its_directory(finished):
+    assert {"checkpoints", "config.json", METRICS, "run.png", "spikes.jsonl"} <= {p.name for p in finished.iterdir()}
+    assert len(losses(finished)) == 12
+    settings = json.loads((finished / "config.json").read_text())
+    assert settings["model"]["width"] == 16
+    assert settings["optimization"]["learning_rate"] == 3e-3  # the preset's
+
+
+def test_a_finished_run_is_not_trained_further(finished, capsys):
+    before = (finished / METRICS).read_bytes()
+    assert pretrain.main(command(finished, SPIKES, steps=12)) == 0
+    assert "on from step 12" in capsys.readouterr().out
+    assert (finished / METRICS).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--accumulate 3", "accumulate must divide the batch, 8, got 3"),
+        ("--batch 0", "batch must be at least 1, got 0"),
+        ("--optimizer adamm", "adam"),
+        ("--data file:nowhere.txt", "nowhere.txt"),
+        ("--sweep learning_rate=fast", "sweep must be NAME=VALUE"),
+        ("--fsdp 3", "fsdp must divide the number of devices, 8, got 3"),
+        ("--heads 3", "heads must cut the width 16 in parts of even size, got 3"),
+    ],
+)
+def test_what_cannot_be_used_is_named_and_takes_no_directory(tmp_path, capsys, options, message):
+    assert pretrain.main(command(tmp_path / "run", options)) == 2
+    assert message in " ".join(capsys.readouterr().out.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_is_for_one_run(finished, capsys):
+    assert pretrain.main(command(finished, f"{SPIKES} --learning-rate 0.1", steps=12)) == 2
+    message = " ".join(capsys.readouterr().out.split())
+    assert "holds a run with learning_rate = 0.003, got 0.1; go on with the same settings" in message
+
+
+def test_killed_at_random_moments_a_run_ends_with_the_same_bits(tmp_path):
+    options = "--checkpoint-every 5 --evaluate-every 20 --optimizer spam --option reset_every=7"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    Process(command(whole, options, steps=60)).output()
+    moments = sorted(random.SystemRandom().sample(range(2, 58), 3))
+    for moment in moments:
+        Process(command(killed, options, steps=60)).kill_at(killed, moment, signal.SIGKILL)
+    Process(command(killed, options, steps=60)).output()
+    (state, extra), (expected, extra_expected) = last_state(killed), last_state(whole)
+    assert int(state.step) == 60, moments
+    assert_same(state, expected)
+    assert extra == extra_expected
+    assert (killed / METRICS).read_bytes() == (whole / METRICS).read_bytes()
+
+
+def test_a_terminated_run_saves_and_exits_cleanly(tmp_path):
+    process = Process(command(tmp_path, "--checkpoint-every 10000", steps=5000))
+    output = process.kill_at(tmp_path, 20, signal.SIGTERM)
+    assert process.process.returncode == 0, output
+    assert "which is saved; the same command goes on from there" in " ".join(output.split())
+    state, _ = last_state(tmp_path)
+    assert 20 <= int(state.step) < 5000
+
+
+def test_one_device_eight_devices_pmap_and_two_processes_train_alike(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    wide = "--width 128 --fsdp 2"  # so that there is something to spread
+    pair = [
+        Process(command(tmp_path / "two", f"{wide} --coordinator {address} --processes 2 --process {number}"))
+        for number in range(2)
+    ]
+    for process in pair:
+        process.output()
+    Process(command(tmp_path / "one", "--width 128")).output()
+    assert pretrain.main(command(tmp_path / "eight", wide)) == 0
+    assert pretrain.main(command(tmp_path / "pmap", "--width 128 --parallel pmap")) == 0
+    expected, extra = losses(tmp_path / "one"), last_state(tmp_path / "one")[1]
+    for name in ("two", "eight", "pmap"):
+        np.testing.assert_allclose(losses(tmp_path / name), expected, rtol=1e-5)
+        assert own_feed(last_state(tmp_path / name)[1]) == own_feed(extra)  # the same rows, as tests of the corpus show
+
+
+def test_a_replay_with_nothing_changed_is_what_happened(finished, capsys):
+    assert pretrain.main(replay(finished, "--step 9 --after 2")) == 0
+    assert "replaying steps 9 to 11 with adamw" in capsys.readouterr().out
+    happened = [line for line in read_journal(finished / METRICS) if 9 <= line["step"] <= 11]
+    assert read_journal(finished / "replays" / "step_9" / "adamw" / METRICS) == happened
+    assert (finished / "replays" / "step_9" / "replays.png").stat().st_size > 1000
+
+
+def test_a_replay_trains_the_same_batches_otherwise(finished):
+    options = "--step 9 --after 2 --optimizer spam --clip-norm 1 --spike-probability 0"
+    assert pretrain.main(replay(finished, options)) == 0
+    (replayed,) = (finished / "replays" / "step_9").glob(f"spam*/{METRICS}")
+    happened = [line for line in read_journal(finished / METRICS) if 9 <= line["step"] <= 11 and "loss" in line]
+    lines = read_journal(replayed)
+    assert [line["batch"] for line in lines] == [line["batch"] for line in happened]
+    assert lines[0]["loss"] == pytest.approx(happened[0]["loss"], rel=1e-5)  # before the first update
+    assert lines[-1]["loss"] != happened[-1]["loss"]
+
+
+def test_a_replay_of_no_step_is_named(finished, capsys):
+    assert pretrain.main(replay(finished, "--step 13")) == 2
+    assert "step must be in [1, 12], got 13" in capsys.readouterr().out
+
+
+def test_another_optimizer_takes_over_the_moments():
+    params = {"kernel": np.ones([2, 3], np.float32)}
+    adam, lion = optax.adam(0.1), optax.lion(0.1)
+    _, state = adam.update(params, adam.init(params), params)
+    np.testing.assert_allclose(adopt_state(lion.init(params), state)[0].mu["kernel"], 0.1)
+    assert_same(adopt_state(adam.init(params), state), state)
+    assert_same(adopt_state(lion.init({"other": np.ones(2)}), state)[0].mu, {"other": np.zeros(2)})
+
+
+def test_a_sweep_in_parts_trains_what_a_single_run_trains(tmp_path):
+    options = "--sweep learning_rate=1e-3,1e-2,1e20 --sweep-at-once 2 --schedule constant --warmup 0"
+    assert pretrain.main(command(tmp_path / "sweep", options)) == 0
+    assert pretrain.main(command(tmp_path / "alone", "--learning-rate 1e-2 --schedule constant --warmup 0")) == 0
+    swept = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert swept["values"] == [1e-3, 1e-2, 1e20]
+    assert (tmp_path / "sweep" / "sweep.png").exists()
+    alone = [line for line in read_journal(tmp_path / "alone" / METRICS) if "validation_loss" in line]
+    assert swept["validation_loss"][1] == pytest.approx(alone[-1]["validation_loss"], rel=1e-5)
+    assert swept["validation_loss"][2] is None  # diverged, and the others went on
+
+
+def test_a_sample_continues_its_prompt(finished, capsys):
+    assert pretrain.main(["generate", "--workdir", str(finished), "--prompt", "def main", "--length", "5"]) == 0
+    assert capsys.readouterr().out.startswith("def main")
+
+
+def test_settings_survive_json():
+    settings = Settings().complete()
+    assert Settings.from_json(json.loads(json.dumps(dataclasses.asdict(settings)))) == settings
