@@ -80,7 +80,7 @@ class OnMesh:
         return meshes.global_rows(self.mesh, rows)
 
     def fetch(self, report: Any) -> Any:
-        return jax.tree.map(np.asarray, report)
+        return jax.device_get(report)
 
     def to_save(self, state: Any) -> Any:
         return state
@@ -127,7 +127,7 @@ class Replicated:
         return rows.reshape(len(self.devices), -1, *rows.shape[1:])
 
     def fetch(self, report: Any) -> Any:
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[0], report)
+        return jax.tree.map(lambda leaf: leaf[0], jax.device_get(report))
 
     def to_save(self, state: Any) -> Any:
         return self._first(state)

@@ -296,6 +296,8 @@ def fit(
                 pending.append((done, number, batch, report))
                 settle(keep=LATENESS)
                 last = done == steps
+                if last:
+                    settle()
                 if evaluate is not None and (done % upkeep.evaluate_every == 0 or last):
                     settle()
                     figures = evaluate(state)

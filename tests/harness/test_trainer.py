@@ -136,6 +136,14 @@ def test_a_feed_leaves_out_what_it_is_told_to_and_resumes():
     np.testing.assert_array_equal(next(again)[1].tokens, Numbers({"number": 6}).__next__().tokens)
 
 
+def test_a_stream_is_resumed_by_as_many_processes_as_read_it():
+    alike, different = {"drawn": 3, "batches": {"batch": 3}}, {"drawn": 3, "batches": {"batch": 4}}
+    assert own_feed({"feeds": [alike, alike]}) == alike
+    assert own_feed({"feeds": [different]}) == different
+    with pytest.raises(ValueError, match="processes must be 2 to resume this stream, got 1"):
+        own_feed({"feeds": [alike, different]})
+
+
 def test_the_journal_has_every_step_in_order(tmp_path):
     with Journal(tmp_path) as journal:
         run(feed(), journal=journal, evaluate=lambda state: {"validation_loss": 1.0}, upkeep=Upkeep(evaluate_every=5))
