@@ -25,6 +25,8 @@ SPIKES = "spikes.jsonl"
 """Name of the file in a run's directory."""
 SMALLEST_SPREAD = 0.01
 """Part of the median that a spread is never below, or a constant would be left by its rounding."""
+BEFORE = 5
+"""Steps that a value is compared with to see how far it rose."""
 MOST_PENDING = 8
 """Steps that may be under way before the next waits for the first of them."""
 
@@ -56,17 +58,21 @@ class Spike(NamedTuple):
 
 
 def usual_range(history: Sequence[float] | Float[Array, "steps"], *, threshold: float = 8.0) -> tuple[float, float]:
-    r"""The median of recent values, and what a value must exceed to be out of range.
+    r"""The median of recent values, and what the next must exceed to be out of range.
+
+    The range ends where a value is unusually large, or rises unusually far above the median :math:`l_t` of the five
+    before it, whichever is less: the update norm halves and doubles along a schedule, which widens the range of values.
 
     .. math::
-        m + \theta \max(1.4826 \operatorname{median}_t |x_t - m|, \; 0.01 \, |m|), \qquad
-        m = \operatorname{median}_t x_t
+        \min\bigl(E(x), \; l_{T+1} + E(x - l)\bigr), \qquad
+        E(y) = m_y + \theta \max(1.4826 \operatorname{median}_t |y_t - m_y|, \; 0.01 \, |m_x|), \qquad
+        m_y = \operatorname{median}_t y_t
 
     The factor makes the median deviation the standard deviation of normal values. Up to half of the values may be
     spikes themselves.
 
     Args:
-        history: finite values ``x_t``, at least one.
+        history: finite values ``x_t``, at least one, the latest last; of rises nothing is known from fewer than ten.
         threshold: ``theta > 0``.
 
     Returns:
@@ -76,9 +82,19 @@ def usual_range(history: Sequence[float] | Float[Array, "steps"], *, threshold: 
         ValueError: ``threshold`` is not positive.
     """
     check_range("threshold", threshold, "(0, inf]")
-    median = float(np.median(history))
-    spread = 1.4826 * float(np.median(np.abs(np.asarray(history) - median)))
-    return median, median + threshold * max(spread, SMALLEST_SPREAD * abs(median))
+    values = np.asarray(history, np.float64)
+    median = float(_median(values))
+
+    def end(values):
+        middle = _median(values)
+        spread = 1.4826 * _median(np.abs(values - middle))
+        return middle + threshold * max(spread, SMALLEST_SPREAD * abs(median))
+
+    upper = end(values)
+    if len(values) >= 2 * BEFORE:
+        before = _median(np.stack([values[i : len(values) - BEFORE + 1 + i] for i in range(BEFORE)]))
+        upper = min(upper, before[-1] + end(values[BEFORE:] - before[:-1]))
+    return median, float(upper)
 
 
 class Detector:
@@ -249,6 +265,12 @@ def read_spikes(path: Path | str) -> list[Spike]:
         return [Spike(**line) for line in lines]
     except TypeError as error:
         raise ValueError(f"{path} does not hold spikes: {error}") from error
+
+
+def _median(values):
+    """Along the first axis; for so few values NumPy takes many times as long, and every training step pays for it."""
+    ordered = np.sort(values, axis=0)
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 
 
 def _ready(vitals):

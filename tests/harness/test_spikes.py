@@ -26,6 +26,19 @@ def test_the_usual_range_by_hand():
     np.testing.assert_allclose(usual_range([7.0] * 9, threshold=8.0), (7, 7 * 1.08))
 
 
+def test_the_usual_rise_by_hand():
+    """Along a line each value is 3 above the median of the five before it, which is 9 for the next one."""
+    np.testing.assert_allclose(usual_range(range(12), threshold=2.0), (5.5, 9 + 3 + 2 * 0.01 * 5.5))
+
+
+def test_a_jump_is_found_although_the_level_has_been_higher():
+    """As update norms do while the learning rate falls."""
+    series = np.geomspace(1, 0.1, 200) * noise(200, mean=1.0, deviation=0.02)
+    series[150] *= 3
+    assert series[150] < series[20:51].min()
+    assert events(series) == [150]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_normal_noise_has_no_spikes(seed):
     assert events(noise(1000, seed)) == []
