@@ -101,6 +101,8 @@ def make_step(
         ``(state, rows) -> (state, Report)``.
     """
 
+    optimizer = optax.with_extra_args_support(optimizer)
+
     def value_and_gradients(params, rows):
         (value, sown), gradients = jax.value_and_grad(loss, has_aux=True)(params, rows)
         return value, gradients, sown
@@ -128,7 +130,8 @@ def make_step(
             sown = jax.lax.pmax(sown, axis_name)
         if distort is not None:
             gradients = distort(state.step, gradients)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
+        # Some optimizers look at the loss.
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params, value=value)
         params = optax.apply_updates(state.params, updates)
         vitals = read_vitals(value, params, gradients, updates, optimizer_state, sown)
         new_state = TrainState(state.step + 1, params, optimizer_state)

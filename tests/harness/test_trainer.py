@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 from experiments.harness.batches import Batch
@@ -98,6 +99,12 @@ def test_a_step_is_that_of_gradient_descent():
     np.testing.assert_allclose(report.vitals.loss, np.mean(error**2), rtol=1e-6)
     np.testing.assert_allclose(report.vitals.gradient_norm, np.linalg.norm(gradient), rtol=1e-5)
     assert (int(state.step), int(report.bad_leaf)) == (1, -1)
+
+
+def test_an_optimizer_may_look_at_the_loss():
+    optimizer = optax.contrib.momo(1.0)
+    state, _ = jax.jit(make_step(loss, optimizer))(init_state(params(), optimizer), next(Numbers()).tokens)
+    assert np.all(np.isfinite(state.params["kernel"]))
 
 
 @pytest.mark.parametrize("parts", [2, 8])
