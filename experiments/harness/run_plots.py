@@ -71,7 +71,7 @@ def plot_replay(original: Lines, replayed: Mapping[str, Lines], path: Path) -> P
 
     Args:
         original: lines of the run's journal.
-        replayed: lines of the replays' journals, by name.
+        replayed: lines of the replays' journals, by name; one without a loss is left out.
         path: of the PNG.
 
     Returns:
@@ -80,13 +80,15 @@ def plot_replay(original: Lines, replayed: Mapping[str, Lines], path: Path) -> P
     names = [name for name in LABELS if name != "max_attention_logit"]
     figure = new_figure(12, 4.2)
     axes = figure.subplots(1, len(names), sharex=True)
-    runs = {"what happened": original, **replayed}
+    begun = {label: lines for label, lines in replayed.items() if any("loss" in line for line in lines)}
+    runs = {"what happened": original, **begun}
     for axis, name in zip(axes, names, strict=True):
         everything = []
         for number, (label, lines) in enumerate(runs.items()):
             steps, values = _series(lines, name)
             style = "-" if number <= len(COLOURS) else "--"
-            colour, width = ("black", 1.8) if number == 0 else (COLOURS[(number - 1) % len(COLOURS)], 1.3)
+            # What happened is broad and behind, for many a replay runs along it for a while.
+            colour, width = ("#B0B0B0", 3.5) if number == 0 else (COLOURS[(number - 1) % len(COLOURS)], 1.3)
             axis.plot(steps, values, style, color=colour, linewidth=width, label=label)
             _mark_end(axis, steps, values, colour)
             everything.append(values)

@@ -150,11 +150,13 @@ def test_replays_are_beside_what_happened(tmp_path, figures):
             for s in range(10, 20)
         ]
 
-    path = run_plots.plot_replay(lines(1), {"spam": lines(2), "sgd": lines(3, lost=15)}, tmp_path / "replay.png")
+    replays = {"spam": lines(2), "sgd": lines(3, lost=15), "failed": []}
+    path = run_plots.plot_replay(lines(1), replays, tmp_path / "replay.png")
     assert path == tmp_path / "replay.png"
     axes = figures["replay.png"].axes
     assert [axis.get_title(loc="left") for axis in axes] == ["loss (nats a token)", "gradient norm", "update norm"]
     for axis in axes:
+        assert axis.get_legend_handles_labels()[1] == ["what happened", "spam", "sgd"]
         for label, factor in (("what happened", 1), ("spam", 2)):
             np.testing.assert_array_equal(line(axis, label), [[s, factor * s] for s in range(10, 20)])
         (cross,) = [line for line in axis.lines if line.get_marker() == "X"]
