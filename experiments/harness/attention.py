@@ -68,15 +68,29 @@ def causal_attention(
         whole = [x.reshape(-1, *x.shape[-3:]) for x in (q, k, v)]
         mixed = jax.nn.dot_product_attention(*whole, scale=scale, is_causal=True, implementation="cudnn")
         return mixed.reshape(v.shape), lambda: _largest_possible_logit(q, k, scale)
-    logits = scale * jnp.einsum("...qhd,...khd->...hqk", q, k, preferred_element_type=jnp.float32)
+    logits = scale * einsum_in_float32("...qhd,...khd->...hqk", q, k)
     causal = jnp.tril(jnp.ones(logits.shape[-2:], bool))
     logits = jnp.where(causal, logits, -jnp.inf)
     row_maxima = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     # The softmax's division comes after the mixing, where there is less to divide.
     weights = jnp.exp(logits - row_maxima)
-    mixed = jnp.einsum("...hqk,...khd->...qhd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    mixed = einsum_in_float32("...hqk,...khd->...qhd", weights.astype(v.dtype), v)
     mixed /= jnp.swapaxes(jnp.sum(weights, axis=-1), -1, -2)[..., None]
     return mixed.astype(v.dtype), lambda: jnp.max(row_maxima)
+
+
+def einsum_in_float32(equation: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """A product whose sums and results are float32 where its operands may be half precision."""
+
+    def widening(x, y):
+        return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32)
+
+    if x.dtype == y.dtype == jnp.float32:
+        return widening(x, y)
+    # With jax 0.8 XLA:CPU has no such product of half precision.
+    return jax.lax.platform_dependent(
+        x, y, cpu=lambda x, y: widening(x.astype(jnp.float32), y.astype(jnp.float32)), default=widening
+    )
 
 
 def _largest_possible_logit(q, k, scale):

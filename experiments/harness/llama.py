@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from experiments.harness.attention import causal_attention, rotate
+from experiments.harness.attention import causal_attention, einsum_in_float32, rotate
 from jaxreg.compression import fake_quant_int4
 from jaxreg.paths import is_named
 from jaxreg.precision import at_least_float32
@@ -81,6 +81,8 @@ class LlamaConfig:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        if self.attention == "cudnn" and self.dtype == "float32":
+            raise ValueError("attention must be 'xla' where dtype is 'float32', got 'cudnn'")
         if self.width % (2 * self.heads):
             raise ValueError(f"heads must cut the width {self.width} in parts of even size, got {self.heads}")
 
@@ -337,7 +339,7 @@ def _wide_product(x, kernel):
 
     JAX's own multiplies a gradient in float32, which on a GPU is several times slower.
     """
-    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+    return einsum_in_float32("...i,ij->...j", x, kernel)
 
 
 def _wide_product_backward(operands, gradient):

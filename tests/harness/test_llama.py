@@ -339,6 +339,7 @@ def test_a_configuration_survives_json_and_is_hashable():
         ({"weight_bits": 8}, r"weight_bits must be one of \(4, 16\), got 8"),
         ({"dtype": "int8"}, "dtype must be one of .*, got 'int8'"),
         ({"attention": "flash"}, "attention must be one of .*, got 'flash'"),
+        ({"attention": "cudnn"}, "attention must be 'xla' where dtype is 'float32', got 'cudnn'"),
     ],
 )
 def test_what_makes_no_model_is_named(changes, message):
