@@ -205,6 +205,10 @@ def test_another_optimizer_takes_over_the_moments():
     _, state = adam.update(params, adam.init(params), params)
     np.testing.assert_allclose(adopt_state(lion.init(params), state)[0].mu["kernel"], 0.1)
     assert_same(adopt_state(adam.init(params), state), state)
+    counts = optax.chain(adam, optax.scale_by_schedule(lambda step: 1.0)), optax.chain(adam, adam)
+    one, two = (optimizer.init(params) for optimizer in counts)
+    leaves = jax.tree.leaves(adopt_state(two, one))
+    assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)  # or they could not be donated
     assert_same(adopt_state(lion.init({"other": np.ones(2)}), state)[0].mu, {"other": np.zeros(2)})
 
 

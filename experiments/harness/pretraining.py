@@ -1,5 +1,6 @@
 """What a pretraining run consists of, put together from its settings: model, data, optimizer, faults, devices."""
 
+import collections
 import dataclasses
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple
@@ -344,22 +345,20 @@ def adopt_state(state: optax.OptState, other: optax.OptState) -> optax.OptState:
         The state, taken over where it could be; the same one if both are alike.
     """
 
-    def name(path):
+    def kind(path, leaf):
         fields = [position for position, key in enumerate(path) if isinstance(key, jax.tree_util.GetAttrKey)]
-        return jax.tree_util.keystr(path[fields[-1] :] if fields else path)
+        return jax.tree_util.keystr(path[fields[-1] :] if fields else path), leaf.shape, leaf.dtype
 
-    known: dict[str, list[Any]] = {}
+    known = collections.defaultdict(list)
     for path, leaf in jax.tree_util.tree_leaves_with_path(other):
-        known.setdefault(name(path), []).append(leaf)
-    seen: dict[str, int] = {}
+        known[kind(path, leaf)].append(leaf)
+    taken = collections.Counter()
 
     def adopt(path, leaf):
-        # Chained transformations have fields of the same name, counts for instance: the first gets the first.
-        found = known.get(name(path), [])
-        position = seen[name(path)] = seen.get(name(path), -1) + 1
-        alike = [
-            old for old in found[min(position, len(found) - 1) :] if (old.shape, old.dtype) == (leaf.shape, leaf.dtype)
-        ]
-        return alike[0] if alike else leaf
+        # Chained transformations have counts of the same name: the first gets the first, and the last serves the rest.
+        found = known[kind(path, leaf)]
+        position = taken[kind(path, leaf)]
+        taken[kind(path, leaf)] += 1
+        return jnp.copy(found[min(position, len(found) - 1)]) if found else leaf
 
     return jax.tree_util.tree_map_with_path(adopt, state)
