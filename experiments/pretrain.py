@@ -310,15 +310,17 @@ def _changed(settings, optimizer, option, learning_rate, clip_norm, spike_probab
     return dataclasses.replace(settings, optimization=optimization, faults=faults), " ".join(words)
 
 
+COMMANDS = {"train": train, "replay": replay, "generate": generate}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    commands = {"train": train, "replay": replay, "generate": generate}
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] not in (*commands, "-h", "--help"):
+    if not arguments or arguments[0] not in (*COMMANDS, "-h", "--help"):
         arguments = ["train", *arguments]  # what it is mostly called for
     try:
         return tyro.extras.subcommand_cli_from_dict(
-            commands, args=arguments, prog="python -m experiments.pretrain", description=__doc__
+            COMMANDS, args=arguments, prog="python -m experiments.pretrain", description=__doc__
         )
     except Interrupted as event:
         console.print(f"{event}; the same command goes on from there")

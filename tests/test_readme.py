@@ -1,5 +1,6 @@
 """The README's commands and code are those that work."""
 
+import functools
 import pathlib
 import re
 import shlex
@@ -7,6 +8,7 @@ import subprocess
 import sys
 
 import experiments.__main__ as command_line
+from experiments import pretrain
 from experiments.harness import registry
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -15,6 +17,11 @@ README = (ROOT / "README.md").read_text()
 
 def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def shell_commands():
+    text = "".join(blocks("bash")).replace("\\\n", " ")
+    return [shlex.split(line, comments=True) for line in text.splitlines()]
 
 
 def test_the_tour_runs():
@@ -26,14 +33,24 @@ def test_the_tour_runs():
 
 
 def test_the_claims_it_runs_exist():
-    commands = [shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines()]
-    run = [words for words in commands if words[:4] == ["python", "-m", "experiments", "run"]]
+    run = [words for words in shell_commands() if words[:4] == ["python", "-m", "experiments", "run"]]
     assert len(run) >= 3
     for words in run:
         slugs = [word for word in words[4:] if word.isidentifier()]
         assert slugs
         for slug in slugs:
             registry.find(slug)
+
+
+def test_the_training_commands_it_shows_are_understood(monkeypatch):
+    calls = []
+    for name, function in pretrain.COMMANDS.items():
+        monkeypatch.setitem(
+            pretrain.COMMANDS, name, functools.wraps(function)(lambda name=name, **given: calls.append(name) or 0)
+        )
+    train = [words[3:] for words in shell_commands() if words[:3] == ["python", "-m", "experiments.pretrain"]]
+    assert all(pretrain.main(arguments) == 0 for arguments in train)
+    assert set(calls) == set(pretrain.COMMANDS)
 
 
 def test_the_list_it_shows_works(capsys):

@@ -32,7 +32,7 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {
-    "tiny": Recipe(batch=32, steps=1000, learning_rate=3e-3),
+    "tiny": Recipe(batch=32, steps=500, learning_rate=3e-3),
     # Those of the papers of SPAM and Stable-SPAM, with 256 tokens a row there.
     "60m": Recipe(batch=512, steps=20_000, learning_rate=1e-3),
     "130m": Recipe(batch=512, steps=20_000, learning_rate=8e-4),
