@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jaxreg import optim as optim
     from jaxreg import penalties as penalties
     from jaxreg import schedules as schedules
+    from jaxreg import unlearning as unlearning
     from jaxreg import weights as weights
 
 _SUBPACKAGES = (
@@ -31,6 +32,7 @@ _SUBPACKAGES = (
     "optim",
     "penalties",
     "schedules",
+    "unlearning",
     "weights",
 )
 

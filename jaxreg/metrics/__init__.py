@@ -35,6 +35,14 @@ from jaxreg.metrics.reliable import (
 from jaxreg.metrics.river_valley import RiverProgress, river_progress, river_valley_loss
 from jaxreg.metrics.softmax_collapse import collapse_fraction, nlm_alignment
 from jaxreg.metrics.telemetry import Telemetry, TelemetryState, read_telemetry, telemetry, telemetry_init
+from jaxreg.metrics.unlearning import (
+    UnlearningMetrics,
+    klom,
+    margin,
+    membership_inference_efficacy,
+    unlearning_gap,
+    unlearning_metrics,
+)
 from jaxreg.metrics.weight_distance import UltraSlowFit, distance_from_init, fit_ultra_slow
 
 __all__ = [
@@ -45,6 +53,7 @@ __all__ = [
     "Telemetry",
     "TelemetryState",
     "UltraSlowFit",
+    "UnlearningMetrics",
     "collapse_fraction",
     "critical_lr",
     "distance_from_init",
@@ -61,13 +70,16 @@ __all__ = [
     "interval",
     "ipr",
     "iqm",
+    "klom",
     "label_outcomes",
     "lanczos_top_eigenvalue",
     "lr_sensitivity",
+    "margin",
     "mask_spread",
     "max_attention_logit",
     "mean",
     "median",
+    "membership_inference_efficacy",
     "neuron_ipr",
     "nlm_alignment",
     "noise_alignment",
@@ -86,4 +98,6 @@ __all__ = [
     "telemetry_init",
     "top_eigenvalue",
     "trace_bound",
+    "unlearning_gap",
+    "unlearning_metrics",
 ]
