@@ -17,11 +17,11 @@ import pytest
 from experiments import pretrain
 from experiments.harness.checkpoints import Checkpoints
 from experiments.harness.journal import METRICS, read_journal
-from experiments.harness.pretraining import Pretraining, Settings, adopt_state
+from experiments.harness.pretraining import DeviceSettings, Pretraining, Settings, adopt_state
 from experiments.harness.trainer import own_feed
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = "--layers 2 --width 16 --heads 2 --hidden 16 --context 16 --batch 8 --validation-batches 1"
+SMALL = "--devices 1 --layers 2 --width 16 --heads 2 --hidden 16 --context 16 --batch 8 --validation-batches 1"
 SPIKES = "--spike-probability 0.3 --spike-scale 30 --checkpoint-every 4"
 
 
@@ -30,7 +30,7 @@ def command(workdir, options="", *, steps=6):
 
 
 def replay(workdir, options):
-    return ["replay", *f"--workdir {workdir} {options}".split()]
+    return ["replay", *f"--devices 1 --workdir {workdir} {options}".split()]
 
 
 def losses(workdir):
@@ -39,13 +39,26 @@ def losses(workdir):
 
 def last_state(workdir):
     """Parameters, optimizer state and feed of the last checkpoint."""
-    run = Pretraining(pretrain.read_settings(workdir))
+    run = Pretraining(pretrain.read_settings(workdir), DeviceSettings(devices=1))
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         return checkpoints.restore(checkpoints.latest(), run.placement.shapes(jax.eval_shape(run.fresh_state)))
 
 
 def assert_same(state, expected):
     jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Many runs here are of the same programs."""
+    cache = str(tmp_path_factory.mktemp("compiled"))
+    names = {"jax_compilation_cache_dir": cache, "jax_persistent_cache_min_compile_time_secs": 0.1}
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in names.items():
+        jax.config.update(name, value)
+    yield cache
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +75,7 @@ class Process:
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": str(devices),
-            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
+            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         }
         self.process = subprocess.Popen(
@@ -115,7 +128,8 @@ def test_a_finished_run_is_not_trained_further(finished, capsys):
         ("--optimizer adamm", "adam"),
         ("--data file:nowhere.txt", "nowhere.txt"),
         ("--sweep learning_rate=fast", "sweep must be NAME=VALUE"),
-        ("--fsdp 3", "fsdp must divide the number of devices, 8, got 3"),
+        ("--devices 8 --fsdp 3", "fsdp must divide the number of devices, 8, got 3"),
+        ("--devices 9", "devices must be in [1, 8], got 9"),
         ("--heads 3", "heads must cut the width 16 in parts of even size, got 3"),
     ],
 )
@@ -159,16 +173,14 @@ def test_one_device_eight_devices_pmap_and_two_processes_train_alike(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    wide = "--width 128 --fsdp 2"  # so that there is something to spread
-    pair = [
-        Process(command(tmp_path / "two", f"{wide} --coordinator {address} --processes 2 --process {number}"))
-        for number in range(2)
-    ]
+    wide = "--width 64 --devices {devices} {more}"  # so that there is something to spread
+    two = wide.format(devices=2, more=f"--fsdp 2 --coordinator {address} --processes 2")
+    pair = [Process(command(tmp_path / "two", f"{two} --process {number}", steps=4)) for number in range(2)]
     for process in pair:
         process.output()
-    Process(command(tmp_path / "one", "--width 128")).output()
-    assert pretrain.main(command(tmp_path / "eight", wide)) == 0
-    assert pretrain.main(command(tmp_path / "pmap", "--width 128 --parallel pmap")) == 0
+    Process(command(tmp_path / "one", "--width 64", steps=4)).output()
+    for name, more in (("eight", "--fsdp 2"), ("pmap", "--parallel pmap")):
+        assert pretrain.main(command(tmp_path / name, wide.format(devices=8, more=more), steps=4)) == 0
     expected, extra = losses(tmp_path / "one"), last_state(tmp_path / "one")[1]
     for name in ("two", "eight", "pmap"):
         np.testing.assert_allclose(losses(tmp_path / name), expected, rtol=1e-5)

@@ -1,6 +1,6 @@
 """Where a training run lives: on a mesh, or replicated by ``jax.pmap``. The training loop does not care which."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -93,16 +93,19 @@ class OnMesh:
 class Replicated:
     """The classic form: every device has the whole state, ``jax.pmap`` runs the step on all of them.
 
+    Args:
+        devices: all of this process by default.
+
     Raises:
         ValueError: there is more than one process.
     """
 
     axis_name = AXIS
 
-    def __init__(self) -> None:
+    def __init__(self, devices: Sequence[jax.Device] | None = None):
         if jax.process_count() > 1:
             raise ValueError(f"pmap is for one process, there are {jax.process_count()}; use the mesh")
-        self.devices = jax.local_devices()
+        self.devices = jax.local_devices() if devices is None else devices
         self._first = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf[0], state))
 
     def create(self, make: Callable[[], Any]) -> Any:
@@ -112,13 +115,15 @@ class Replicated:
         def replicate(leaf):
             return np.broadcast_to(np.asarray(leaf), (len(self.devices), *np.shape(leaf)))
 
-        return jax.pmap(lambda leaf: leaf)(jax.tree.map(replicate, state))
+        return jax.pmap(lambda leaf: leaf, devices=self.devices)(jax.tree.map(replicate, state))
 
     def compile(self, step: Callable) -> Callable:
-        return jax.pmap(step, axis_name=AXIS, donate_argnums=0)
+        return jax.pmap(step, axis_name=AXIS, devices=self.devices, donate_argnums=0)
 
     def compile_mean(self, loss: Callable) -> Callable:
-        mean = jax.pmap(lambda params, rows: jax.lax.pmean(loss(params, rows), AXIS), axis_name=AXIS)
+        mean = jax.pmap(
+            lambda params, rows: jax.lax.pmean(loss(params, rows), AXIS), axis_name=AXIS, devices=self.devices
+        )
         return lambda params, rows: mean(params, rows)[0]
 
     def rows(self, rows: np.ndarray) -> Any:

@@ -150,6 +150,7 @@ class DeviceSettings:
     """The devices.
 
     Attributes:
+        devices: how many; all there are, those of other processes included, by default.
         fsdp: over how many devices parameters and optimizer state are spread.
         parallel: mesh, or pmap for its classic form.
         coordinator: address of process 0 where several processes are started by hand.
@@ -157,6 +158,7 @@ class DeviceSettings:
         process: number of this one, from 0.
     """
 
+    devices: int | None = None
     fsdp: int = 1
     parallel: Literal["mesh", "pmap"] = "mesh"
     coordinator: str | None = None
@@ -243,9 +245,7 @@ class Pretraining:
         overridden["vocab_size"] = self.corpus.vocab_size
         self.config: LlamaConfig = dataclasses.replace(PRESETS[chosen.preset], **overridden)
         self.model = Llama(self.config)
-        self.placement: Placement = (
-            Replicated() if devices.parallel == "pmap" else OnMesh(meshes.make_mesh(devices.fsdp))
-        )
+        self.placement = _place(devices)
 
     def init_params(self) -> Any:
         """Initial parameters, which the seed decides."""
@@ -330,6 +330,15 @@ class Pretraining:
             distort=distort if faults.spike_probability else None,
             axis_name=self.placement.axis_name,
         )
+
+
+def _place(settings: DeviceSettings) -> Placement:
+    devices = jax.devices()
+    if settings.devices is not None and not 1 <= settings.devices <= len(devices):
+        raise ValueError(f"devices must be in [1, {len(devices)}], got {settings.devices}")
+    if settings.parallel == "pmap":
+        return Replicated(devices[: settings.devices])
+    return OnMesh(meshes.make_mesh(settings.fsdp, devices[: settings.devices]))
 
 
 def adopt_state(state: optax.OptState, other: optax.OptState) -> optax.OptState:
