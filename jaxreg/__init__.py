@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jaxreg import compression as compression
     from jaxreg import data as data
+    from jaxreg import diffusion as diffusion
     from jaxreg import distributed as distributed
     from jaxreg import layers as layers
     from jaxreg import losses as losses
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _SUBPACKAGES = (
     "compression",
     "data",
+    "diffusion",
     "distributed",
     "layers",
     "losses",

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxreg.layers import QKNormAttention
+from jaxreg.layers import NoiseEmbedding, QKNormAttention
 from jaxreg.typing import Array, Float, Int
 
 scaled_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
@@ -61,6 +61,31 @@ class BatchNormMlp(nn.Module):
             x = nn.Dense(width, use_bias=False, kernel_init=scaled_normal)(x)
             x = self.activation(self.norm(use_running_average=not train, momentum=self.momentum)(x))
         return nn.Dense(outputs, kernel_init=scaled_normal)(x)
+
+
+class NoiseMlp(nn.Module):
+    """Diffusion and consistency models of points: dense layers on the point and on embeddings of noise levels.
+
+    The last layer starts at zero. ``init`` returns the collections ``params`` and ``buffers``
+    (:class:`jaxreg.layers.NoiseEmbedding`), of which the second is not trained.
+
+    Attributes:
+        outputs: dimensions of a point.
+        hidden: widths of the other layers.
+        norm: makes a normalization, applied before each activation.
+    """
+
+    outputs: int = 2
+    hidden: Sequence[int] = (64, 64, 64)
+    norm: Callable[[], Callable] | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch inputs"], *noises: Float[Array, "*batch"]) -> Array:
+        x = jnp.concatenate([x, *(NoiseEmbedding()(noise) for noise in noises)], axis=-1)
+        for width in self.hidden:
+            x = nn.Dense(width, kernel_init=scaled_normal)(x)
+            x = nn.silu(x if self.norm is None else self.norm()(x))
+        return nn.Dense(self.outputs, kernel_init=nn.initializers.zeros)(x)
 
 
 class CharMlp(nn.Module):

@@ -3,14 +3,19 @@
 from jaxreg.data.mixing import Mixup, mix, mixup
 from jaxreg.data.modular import ModularTable, modular_table, noisy_modular
 from jaxreg.data.online import SeaLosses, sea_losses
+from jaxreg.data.synthetic import gaussian_ring, ring_denoiser, ring_means, two_moons
 
 __all__ = [
     "Mixup",
     "ModularTable",
     "SeaLosses",
+    "gaussian_ring",
     "mix",
     "mixup",
     "modular_table",
     "noisy_modular",
+    "ring_denoiser",
+    "ring_means",
     "sea_losses",
+    "two_moons",
 ]

@@ -8,6 +8,7 @@ from jaxreg.layers.multi_sample_dropout import (
     multi_sample_dropout,
     multi_sample_loss,
 )
+from jaxreg.layers.noise_embedding import NoiseEmbedding
 from jaxreg.layers.power_norm import (
     PowerNorm,
     group_scaling,
@@ -23,6 +24,7 @@ __all__ = [
     "GhostBatchNorm",
     "LoRADense",
     "MultiSampleDropout",
+    "NoiseEmbedding",
     "PowerNorm",
     "QKNormAttention",
     "StableEmbedding",

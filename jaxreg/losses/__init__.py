@@ -11,6 +11,7 @@ from jaxreg.losses.generalized_gaussian import (
 )
 from jaxreg.losses.label_dro import AldrState, aldr_kl, aldr_kl_init, ldr_kl, ldr_kl_bayes_probabilities
 from jaxreg.losses.noisy_labels import ElrState, elr, elr_init, elr_plus, elr_plus_targets, sigmoid_rampup
+from jaxreg.losses.robust_regression import cauchy, pseudo_huber
 from jaxreg.losses.stablemax import log_stablemax, stablemax_cross_entropy
 from jaxreg.losses.z_loss import z_loss
 
@@ -20,6 +21,7 @@ __all__ = [
     "GgdFit",
     "aldr_kl",
     "aldr_kl_init",
+    "cauchy",
     "elr",
     "elr_init",
     "elr_plus",
@@ -33,6 +35,7 @@ __all__ = [
     "ldr_kl",
     "ldr_kl_bayes_probabilities",
     "log_stablemax",
+    "pseudo_huber",
     "sigmoid_rampup",
     "stablemax_cross_entropy",
     "z_loss",

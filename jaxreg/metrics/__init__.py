@@ -43,6 +43,7 @@ from jaxreg.metrics.unlearning import (
     unlearning_gap,
     unlearning_metrics,
 )
+from jaxreg.metrics.two_sample import energy_distance, frechet_distance
 from jaxreg.metrics.weight_distance import UltraSlowFit, distance_from_init, fit_ultra_slow
 
 __all__ = [
@@ -59,8 +60,10 @@ __all__ = [
     "distance_from_init",
     "dynamic_regret",
     "early_learning_alignment",
+    "energy_distance",
     "extrapolate_instability",
     "fit_ultra_slow",
+    "frechet_distance",
     "frobenius_bound",
     "gauss_newton_features",
     "hessian_frobenius",

@@ -19,12 +19,14 @@ import numpy as np
 from jaxreg import losses
 from jaxreg.typing import ScalarLike
 
-SIZES = {"batch": 5, "classes": 4, "examples": 9}
+SIZES = {"batch": 5, "classes": 4, "examples": 9, "features": 3}
 BATCH = SIZES["batch"]
 
 # Arguments that a signature does not tell: function -> argument -> value.
 EXAMPLES: dict[str, dict[str, typing.Any]] = {
+    "cauchy": {"c": 0.4},
     "ggd_log_prob": {"shape": 1.5, "scale": 0.8},
+    "pseudo_huber": {"c": 0.4},
     "sigmoid_rampup": {"step": 3, "rampup_steps": 10},
 }
 

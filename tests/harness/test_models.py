@@ -51,6 +51,24 @@ def test_batch_norm_mlp_takes_other_batch_norms():
     np.testing.assert_allclose(together, jnp.concatenate(apart), rtol=1e-4, atol=1e-5)
 
 
+def test_noise_mlp_sees_points_and_embedded_noise():
+    model = models.NoiseMlp(hidden=(5,), norm=partial(nn.LayerNorm, use_bias=False, use_scale=False))
+    x, first, second = jax.random.normal(jax.random.key(0), [7, 4]), jnp.linspace(-1, 1, 7), jnp.linspace(0, 3, 7)
+    variables = model.init(jax.random.key(1), x[:, :2], first, second)
+    assert set(variables) == {"params", "buffers"}
+    np.testing.assert_array_equal(model.apply(variables, x[:, :2], first, second), np.zeros([7, 2]))
+    weights = variables["params"]
+    weights["Dense_1"]["kernel"] = jnp.ones([5, 2])
+    inputs = [x[:, :2]]
+    for name, noise in (("NoiseEmbedding_0", first), ("NoiseEmbedding_1", second)):
+        angles = 0.04 * np.pi * np.outer(noise, variables["buffers"][name]["frequencies"])
+        inputs += [np.cos(angles), np.sin(angles)]
+    h = np.concatenate(inputs, axis=1) @ weights["Dense_0"]["kernel"] + weights["Dense_0"]["bias"]
+    h = (h - h.mean(1, keepdims=True)) / np.sqrt(h.var(1, keepdims=True) + 1e-6)
+    expected = (h / (1 + np.exp(-h))).sum(1, keepdims=True) * np.ones([1, 2])
+    np.testing.assert_allclose(model.apply(variables, x[:, :2], first, second), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_char_mlp_looks_up_the_embeddings_of_its_context():
     model = models.CharMlp(classes=7, embed=3, hidden=(5,))
     context = jnp.array([[0, 6, 2], [1, 1, 4]])

@@ -1,0 +1,103 @@
+"""How far apart two distributions are, seen from samples."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxreg.linalg import eigh
+from jaxreg.precision import at_least_float32
+from jaxreg.typing import Array, Float, checked
+
+
+@checked
+def energy_distance(x: Float[Array, "n features"], y: Float[Array, "m features"]) -> Float[Array, ""]:
+    r"""Energy distance, unbiased.
+
+    .. math:: 2\,\mathbb E\|X - Y\| - \mathbb E\|X - X'\| - \mathbb E\|Y - Y'\|
+
+    Zero for equal distributions and only for them. Pairs of a point with itself are left out, so the estimate can be
+    slightly negative. Its memory is that of the three matrices of distances.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxreg.metrics import energy_distance
+    >>> float(energy_distance(jnp.array([[0.0], [2.0]]), jnp.array([[0.0], [2.0]])))  # 2 * 1 - 2 - 2
+    -2.0
+
+    Args:
+        x: samples of the one, at least two.
+        y: samples of the other, at least two.
+
+    Returns:
+        The estimate.
+
+    Raises:
+        ValueError: there are fewer than two samples.
+
+    References:
+        Székely and Rizzo, *Energy Statistics: A Class of Statistics Based on Distances*, 2013.
+    """
+    for name, sample in (("x", x), ("y", y)):
+        if len(sample) < 2:
+            raise ValueError(f"{name} must have at least 2 samples, got {len(sample)}")
+    # Distances near a common centre lose fewer digits.
+    centre = jnp.mean(at_least_float32(x), axis=0)
+    x, y = at_least_float32(x) - centre, at_least_float32(y) - centre
+    return 2 * jnp.mean(_distances(x, y)) - _mean_of_pairs(x) - _mean_of_pairs(y)
+
+
+@checked
+def frechet_distance(
+    x: Float[Array, "n *shape"], y: Float[Array, "m *shape"], *, feature_fn: Callable[..., Any] | None = None
+) -> Float[Array, ""]:
+    r"""Fréchet distance between the normal distributions with the samples' means and covariances.
+
+    .. math:: \|\mu_x - \mu_y\|^2 + \operatorname{tr}\Bigl(\Sigma_x + \Sigma_y
+        - 2 \bigl(\Sigma_x^{1/2} \Sigma_y \Sigma_x^{1/2}\bigr)^{1/2}\Bigr)
+
+    With the features of an Inception network it is FID. It is biased upwards when samples are few.
+
+    Args:
+        x: samples of the one, more than features.
+        y: samples of the other, more than features.
+        feature_fn: maps samples to features ``[samples, features]``; samples are flattened if None.
+
+    Returns:
+        The distance.
+
+    References:
+        Dowson and Landau, *The Fréchet Distance between Multivariate Normal Distributions*, 1982; Heusel et al.,
+        *GANs Trained by a Two Time-Scale Update Rule*, NeurIPS 2017, arXiv 1706.08500.
+    """
+    x, y = (sample.reshape(len(sample), -1) if feature_fn is None else feature_fn(sample) for sample in (x, y))
+    (mean_x, covariance_x), (mean_y, covariance_y) = _moments(at_least_float32(x)), _moments(at_least_float32(y))
+    root = _root(covariance_x)
+    inside = jnp.matmul(jnp.matmul(root, covariance_y, precision="highest"), root, precision="highest")
+    eigenvalues, _ = eigh(0.5 * (inside + inside.T))
+    shared = jnp.sum(jnp.sqrt(jnp.maximum(eigenvalues, 0.0)))
+    return jnp.sum(jnp.square(mean_x - mean_y)) + jnp.trace(covariance_x) + jnp.trace(covariance_y) - 2 * shared
+
+
+def _distances(x, y):
+    # As a matrix product: ten times as fast on a CPU as differences of all pairs.
+    squares = jnp.sum(jnp.square(x), axis=1)[:, None] + jnp.sum(jnp.square(y), axis=1)
+    squares = squares - 2 * jnp.matmul(x, y.T, precision="highest")
+    # The square root has no derivative at zero; there, a gradient of zero is right by symmetry.
+    apart = squares > 0
+    return jnp.where(apart, jnp.sqrt(jnp.where(apart, squares, 1.0)), 0.0)
+
+
+def _mean_of_pairs(x):
+    n = len(x)
+    return jnp.sum(jnp.where(jnp.eye(n, dtype=bool), 0.0, _distances(x, x))) / (n * (n - 1))
+
+
+def _moments(x):
+    mean = jnp.mean(x, axis=0)
+    centred = x - mean
+    return mean, jnp.matmul(centred.T, centred, precision="highest") / (len(x) - 1)
+
+
+def _root(covariance):
+    eigenvalues, vectors = eigh(covariance)
+    return jnp.matmul(vectors * jnp.sqrt(jnp.maximum(eigenvalues, 0.0)), vectors.T, precision="highest")
