@@ -18,9 +18,11 @@ from jaxreg.layers.power_norm import (
     update_psi2,
 )
 from jaxreg.layers.qk_norm import QKNormAttention
+from jaxreg.layers.simplex import FixedSimplexClassifier, simplex_vertices
 from jaxreg.layers.stable_embedding import StableEmbedding
 
 __all__ = [
+    "FixedSimplexClassifier",
     "GhostBatchNorm",
     "LoRADense",
     "MultiSampleDropout",
@@ -36,5 +38,6 @@ __all__ = [
     "multi_sample_loss",
     "power_norm",
     "power_norm_v",
+    "simplex_vertices",
     "update_psi2",
 ]

@@ -1,5 +1,6 @@
 """Per-example training objectives on model outputs."""
 
+from jaxreg.losses.contrastive import hoc_loss
 from jaxreg.losses.generalized_gaussian import (
     GgdFit,
     ggd_fit,
@@ -32,6 +33,7 @@ __all__ = [
     "ggd_quantile",
     "ggd_sample",
     "ggd_variance",
+    "hoc_loss",
     "ldr_kl",
     "ldr_kl_bayes_probabilities",
     "log_stablemax",

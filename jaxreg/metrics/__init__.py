@@ -32,9 +32,11 @@ from jaxreg.metrics.reliable import (
     probability_of_improvement,
     stratified_bootstrap,
 )
+from jaxreg.metrics.retrieval import average_accuracy, average_compatibility, compatibility_matrix, compatible_pairs
 from jaxreg.metrics.river_valley import RiverProgress, river_progress, river_valley_loss
 from jaxreg.metrics.softmax_collapse import collapse_fraction, nlm_alignment
 from jaxreg.metrics.telemetry import Telemetry, TelemetryState, read_telemetry, telemetry, telemetry_init
+from jaxreg.metrics.two_sample import energy_distance, frechet_distance
 from jaxreg.metrics.unlearning import (
     UnlearningMetrics,
     klom,
@@ -43,7 +45,6 @@ from jaxreg.metrics.unlearning import (
     unlearning_gap,
     unlearning_metrics,
 )
-from jaxreg.metrics.two_sample import energy_distance, frechet_distance
 from jaxreg.metrics.weight_distance import UltraSlowFit, distance_from_init, fit_ultra_slow
 
 __all__ = [
@@ -55,7 +56,11 @@ __all__ = [
     "TelemetryState",
     "UltraSlowFit",
     "UnlearningMetrics",
+    "average_accuracy",
+    "average_compatibility",
     "collapse_fraction",
+    "compatibility_matrix",
+    "compatible_pairs",
     "critical_lr",
     "distance_from_init",
     "dynamic_regret",
