@@ -1,7 +1,19 @@
 """Operations on parameters and checkpoints: average, merge, edit, search, initialize."""
 
 from jaxreg.weights.compander import Compander, apply_compander, compand, compand_inverse, init_compander
+from jaxreg.weights.edit import (
+    dare,
+    decouple_inject,
+    extrapolate,
+    patch,
+    quantize_signature,
+    replace_by_mean,
+    robust_signature,
+    shallow_layers,
+    unpatch,
+)
 from jaxreg.weights.ggd import deepshape, ggd_init
+from jaxreg.weights.merge import flatten_stack, pcb_merge, pcb_parts, pcb_scores, task_vector
 from jaxreg.weights.periodic import ModularMlp, analytic_modular_mlp, modular_mlp, modular_mlp_init, prune_neurons
 
 __all__ = [
@@ -11,10 +23,24 @@ __all__ = [
     "apply_compander",
     "compand",
     "compand_inverse",
+    "dare",
+    "decouple_inject",
     "deepshape",
+    "extrapolate",
+    "flatten_stack",
     "ggd_init",
     "init_compander",
     "modular_mlp",
     "modular_mlp_init",
+    "patch",
+    "pcb_merge",
+    "pcb_parts",
+    "pcb_scores",
     "prune_neurons",
+    "quantize_signature",
+    "replace_by_mean",
+    "robust_signature",
+    "shallow_layers",
+    "task_vector",
+    "unpatch",
 ]
