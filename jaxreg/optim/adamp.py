@@ -6,6 +6,7 @@ old gradients are not orthogonal to the present weight. Taking the radial part o
 Whether a weight is scale-invariant is read off its gradient. AdamP and SGDP are Adam and SGD with this projection.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import optax
 from jaxreg.optim.descend import descend
 from jaxreg.optim.leaf_sums import leaf_sums
 from jaxreg.precision import at_least_float32, widened
-from jaxreg.typing import Array, Float, ScalarLike, ScalarOrSchedule, checked
+from jaxreg.typing import Array, Bool, Float, ScalarLike, ScalarOrSchedule, checked
 from jaxreg.validation import check_params, check_range
 
 
@@ -65,32 +66,12 @@ def project_radial(
     check_range("wd_ratio", wd_ratio, "[0, 1]")
     check_range("eps", eps, "[0, inf)")
     w, g, u = (at_least_float32(x) for x in (parameter, gradient, direction))
-    if w.ndim < 2 or w.size == 0:
+    view = _scale_invariant_view(w, g, delta, channel_axis)
+    if view is None:
         return jnp.asarray(direction), jnp.ones([])
-    channels = w.shape[channel_axis]
-    # A sum over all is the sum of the channels': one pass serves both views.
-    sums = leaf_sums(lambda w, g, u: (g * w, g * g, w * w, w * u), w, g, u, keep_axis=channel_axis)
-    along_channels = [channels if axis == channel_axis % w.ndim else 1 for axis in range(w.ndim)]
-    per_channel = [x.reshape(along_channels) for x in sums]
-    per_layer = [jnp.sum(x) for x in per_channel]
-
-    def invariant(view, width):
-        gw, gg, ww, _ = view
-        # Not the root of the product, which would underflow. A vector that is zero is orthogonal to all.
-        norms = jnp.sqrt(gg) * jnp.sqrt(ww)
-        cosine = jnp.abs(gw) / jnp.where(norms > 0, norms, 1.0)
-        return jnp.max(cosine) < delta / math.sqrt(width)
-
-    def radial(view):
-        _, _, ww, wu = view
-        length = jnp.sqrt(ww) + eps
-        return jnp.where(ww > 0, wu / jnp.where(ww > 0, jnp.square(length), 1.0), 0.0)
-
-    channelwise = invariant(per_channel, w.size // channels)
-    layerwise = invariant(per_layer, w.size) & ~channelwise
-    share = jnp.where(channelwise, radial(per_channel), jnp.where(layerwise, radial(per_layer), 0.0))
-    factor = jnp.where(channelwise | layerwise, wd_ratio, 1.0)
-    return (u - share * w).astype(jnp.result_type(direction)), factor
+    share = _radial_share(w, u, view, eps, channel_axis)
+    u, factor = _projected(w, u, view, share, wd_ratio, channel_axis)
+    return u.astype(jnp.result_type(direction)), factor
 
 
 class RadialProjectionState(NamedTuple):
@@ -122,7 +103,7 @@ def radial_projection(
 
     where :math:`\Pi` and :math:`\rho` are :func:`project_radial`'s. The weight decay stands in here because its factor
     depends on the raw gradient: chain nothing but the learning rate behind it. The direction is computed in float32
-    for half-precision parameters.
+    for half-precision parameters, and twice on steps on which some weight is projected.
 
     With ``optax.inject_hyperparams`` give ``static_args=("direction", "channel_axis")``.
 
@@ -163,12 +144,34 @@ def radial_projection(
     def update(updates, state, params=None, **extra_args):
         check_params(params)
         params, gradients = widened((params, updates))
+        weights, structure = jax.tree.flatten(params)
+        views = [
+            _scale_invariant_view(w, g, delta, channel_axis)
+            for w, g in zip(weights, structure.flatten_up_to(gradients), strict=True)
+        ]
+
+        def shares():
+            directions, _ = direction.update(gradients, state.inner_state, params, **extra_args)
+            directions = structure.flatten_up_to(directions)
+            return True, [
+                None if view is None else _radial_share(w, u, view, eps, channel_axis)
+                for w, u, view in zip(weights, directions, views, strict=True)
+            ]
+
+        def no_shares():
+            return True, [None if view is None else jnp.zeros_like(view.square) for view in views]
+
+        # A direction that is needed in two places XLA would store, whether it is projected or not: so it is computed
+        # twice, the first time only where something is projected. The second waits for a flag, which is always set, so
+        # that the new state can be written over the old one, which the first has read.
+        some = functools.reduce(jnp.logical_or, [view.invariant for view in views if view is not None], False)
+        done, found = jax.lax.cond(some, shares, no_shares)
+        gradients = jax.tree.map(lambda g: jnp.where(done, g, 0.0), gradients)
         directions, inner_state = direction.update(gradients, state.inner_state, params, **extra_args)
-
-        def project(u, g, p):
-            return project_radial(p, g, u, delta=delta, wd_ratio=wd_ratio, eps=eps, channel_axis=channel_axis)
-
-        pairs = jax.tree.map(project, directions, gradients, params)
+        pairs = structure.unflatten(
+            (u, 1.0) if view is None else _projected(w, u, view, share, wd_ratio, channel_axis)
+            for w, u, view, share in zip(weights, structure.flatten_up_to(directions), views, found, strict=True)
+        )
         projected = jax.tree.map(lambda _, pair: pair[0], updates, pairs)
         # The factor goes to the parameters that decay, which leaves mask and schedule to optax.
         decaying = jax.tree.map(lambda p, pair: pair[1] * p, params, pairs)
@@ -319,3 +322,54 @@ def _momentum(decay, dampening, nesterov):
         return directions, optax.TraceState(trace)
 
     return optax.GradientTransformation(lambda params: optax.TraceState(optax.tree.zeros_like(params)), update)
+
+
+class _View(NamedTuple):
+    """What a gradient says of a weight.
+
+    Attributes:
+        invariant: whether some view passes.
+        channelwise: whether it is the one vector per channel.
+        square: the squared length of each channel's vector, or of the one vector for every channel.
+    """
+
+    invariant: Bool[Array, ""]
+    channelwise: Bool[Array, ""]
+    square: Float[Array, "channels"]
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _scale_invariant_view(w, g, delta, channel_axis):
+    """The view to project; None where there are fewer than two axes."""
+    if w.ndim < 2 or w.size == 0:
+        return None
+    channels = w.shape[channel_axis]
+    others = tuple(axis for axis in range(w.ndim) if axis != channel_axis % w.ndim)
+    # A sum over all is the sum of the channels': one pass serves both views.
+    sums = jnp.stack([jnp.sum(product, others) for product in (g * w, g * g, w * w)])
+    total = jnp.sum(sums, axis=1, keepdims=True)
+
+    def passes(view, width):
+        gw, gg, ww = view
+        # Not the root of the product, which would underflow. A vector that is zero is orthogonal to all.
+        norms = jnp.sqrt(gg) * jnp.sqrt(ww)
+        cosine = jnp.abs(gw) / jnp.where(norms > 0, norms, 1.0)
+        return jnp.max(cosine) < delta / math.sqrt(width)
+
+    channelwise = passes(sums, w.size // channels)
+    return _View(channelwise | passes(total, w.size), channelwise, jnp.where(channelwise, sums[2], total[2]))
+
+
+def _radial_share(w, u, view, eps, channel_axis):
+    """The multiple of each channel's weight that its direction contains; zero where nothing is projected."""
+    (wu,) = leaf_sums(lambda w, u: (w * u,), w, u, keep_axis=channel_axis)
+    wu = jnp.where(view.channelwise, wu, jnp.sum(wu))
+    length = jnp.sqrt(view.square) + eps
+    share = jnp.where(view.square > 0, wu / jnp.where(view.square > 0, jnp.square(length), 1.0), 0.0)
+    return jnp.where(view.invariant, share, 0.0).astype(view.square.dtype)
+
+
+def _projected(w, u, view, share, wd_ratio, channel_axis):
+    """The direction without its share of the weight, and the factor on the weight decay."""
+    share = jnp.expand_dims(share, [axis for axis in range(w.ndim) if axis != channel_axis % w.ndim])
+    return u - share * w, jnp.where(view.invariant, wd_ratio, 1.0)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxreg.optim.descend import descend
-from jaxreg.optim.leaf_sums import leaf_sums
+from jaxreg.optim.leaf_sums import largest_magnitude, leaf_sums
 from jaxreg.optim.momentum_reset import MomentumResetState, momentum_reset
 from jaxreg.precision import at_least_float32, widened
 from jaxreg.typing import Array, Float, PyTree, ScalarLike, ScalarOrSchedule, checked
@@ -71,8 +71,11 @@ def adaptive_spike_clip(
         Huang et al., *Stable-SPAM: How to Train in 4-Bit More Stably than 16-Bit Adam*, arXiv 2502.17055.
     """
     check_range("gamma3", gamma3, "[0, 1)")
-    bound, shrink, state = _spike_bound(jnp.max(jnp.abs(gradient), initial=0.0), state, count, gamma3)
-    return _clip_spikes(gradient, bound, shrink), state
+    gamma3 = jnp.asarray(gamma3, jnp.float32)
+    now = jnp.max(jnp.abs(gradient), initial=0.0)
+    largest = _towards(state.largest, now, gamma3)
+    bound, shrink = _limits(largest, _weight(gamma3, count), now)
+    return _clip_spikes(gradient, bound, shrink), SpikeClipState(largest)
 
 
 @checked
@@ -114,7 +117,10 @@ def adaptive_grad_norm(
     check_range("gamma1", gamma1, "[0, 1)")
     check_range("gamma2", gamma2, "[0, 1)")
     check_range("eps", eps, "[0, inf)")
-    scale, state = _usual_over_now(jnp.sum(jnp.square(gradient)), state, count, gamma1, gamma2, eps)
+    gamma1, gamma2 = jnp.asarray(gamma1, jnp.float32), jnp.asarray(gamma2, jnp.float32)
+    squared = jnp.sum(jnp.square(gradient))
+    state = GradNormState(_towards(state.norm, jnp.sqrt(squared), gamma1), _towards(state.square, squared, gamma2))
+    scale = _usual_over_now(state.norm / _weight(gamma1, count), state.square / _weight(gamma2, count), squared, eps)
     return scale * gradient, state
 
 
@@ -207,15 +213,10 @@ def scale_by_stable_spam(
             factor = eta_min + (1 - eta_min) * 0.5 * (1 + jnp.cos(jnp.pi * t / (total_steps + 1)))
         count = jnp.where(shared_counter & (t >= reset_every), t % reset_every + 1, t)
 
-        def steady(leaf, statistics):
-            leaf = at_least_float32(leaf)
-            clip, norm = SpikeClipState(statistics[0]), GradNormState(statistics[1], statistics[2])
-            bound, shrink, clip = _spike_bound(jnp.max(jnp.abs(leaf), initial=0.0), clip, count, gamma3)
-            (squared,) = leaf_sums(lambda block: (jnp.square(_clip_spikes(block, bound, shrink)),), leaf)
-            scale, norm = _usual_over_now(squared, norm, count, gamma1 * factor, gamma2, eps)
-            return scale * _clip_spikes(leaf, bound, shrink), jnp.stack([*clip, *norm])
+        decays = jnp.stack([jnp.asarray(decay, jnp.float32) for decay in (gamma3, gamma1 * factor, gamma2)])
+        weights = _weight(decays, count)
 
-        pairs = jax.tree.map(steady, updates, state.statistics)
+        pairs = jax.tree.map(lambda leaf, kept: _steady(leaf, kept, decays, weights, eps), updates, state.statistics)
         gradients, statistics = (jax.tree.map(lambda _, pair, i=i: pair[i], updates, pairs) for i in range(2))
         directions, adam_state = adam(factor).update(gradients, state.adam)
         directions = optax.tree.cast_like(directions, updates)
@@ -298,15 +299,33 @@ def stable_spam(
     )
 
 
-# The formulas of `adaptive_spike_clip` and `adaptive_grad_norm`, with decays rounded
-# to float32 first, so that 1 - gamma and 1 - gamma^1 agree.
+@jax.jit
+def _steady(leaf, statistics, decays, weights, eps):
+    """Both steps for one leaf; traced and lowered once for all leaves of a shape.
+
+    What XLA:CPU compiles, and a small leaf waits for, are kernels: the scalars between the passes over the leaf are
+    arranged so that there are three, for the limits, the statistics and the scale.
+    """
+    leaf = at_least_float32(leaf)
+    now = largest_magnitude(leaf)
+    bound, shrink = _limits(_towards(statistics[0], now, decays[0]), weights[0], now)
+    (squared,) = leaf_sums(lambda part: (jnp.square(_clip_spikes(part, bound, shrink)),), leaf)
+    statistics = _towards(statistics, jnp.stack([now, jnp.sqrt(squared), squared]), decays)
+    scale = _usual_over_now(statistics[1] / weights[1], statistics[2] / weights[2], squared, eps)
+    return scale * _clip_spikes(leaf, bound, shrink), statistics
 
 
-def _spike_bound(now, state, count, gamma3):
-    gamma3 = jnp.asarray(gamma3, jnp.float32)
-    largest = gamma3 * state.largest + (1 - gamma3) * now
-    bound = largest / _weight(gamma3, count)
-    return bound, bound / jnp.where(now > 0, now, 1.0), SpikeClipState(largest)
+# The formulas of `adaptive_spike_clip` and `adaptive_grad_norm`. Decays are rounded to float32 before, so that
+# 1 - gamma and 1 - gamma^1 agree.
+
+
+def _towards(mean, now, gamma):
+    return gamma * mean + (1 - gamma) * now
+
+
+def _limits(largest, weight, now):
+    """The bound, and the factor on what exceeds it, in one division."""
+    return largest / (weight * jnp.stack([1.0, jnp.where(now > 0, now, 1.0)]))
 
 
 def _clip_spikes(gradient, bound, shrink):
@@ -314,13 +333,9 @@ def _clip_spikes(gradient, bound, shrink):
     return jnp.where((gradient > bound) | (gradient < -bound), shrink * gradient, gradient)
 
 
-def _usual_over_now(squared, state, count, gamma1, gamma2, eps):
-    gamma1, gamma2 = jnp.asarray(gamma1, jnp.float32), jnp.asarray(gamma2, jnp.float32)
-    now = jnp.sqrt(squared)
-    norm = gamma1 * state.norm + (1 - gamma1) * now
-    square = gamma2 * state.square + (1 - gamma2) * squared
-    usual = norm / _weight(gamma1, count) / (jnp.sqrt(square / _weight(gamma2, count)) + eps)
-    return jnp.where(now > 0, usual / jnp.where(now > 0, now, 1.0), 1.0), GradNormState(norm, square)
+def _usual_over_now(norm, square, squared, eps):
+    now = jnp.sqrt(jnp.where(squared > 0, squared, 1.0))
+    return jnp.where(squared > 0, norm / ((jnp.sqrt(square) + eps) * now), 1.0)
 
 
 def _weight(gamma, count):
