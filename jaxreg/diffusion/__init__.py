@@ -8,6 +8,7 @@ from jaxreg.diffusion.consistency import (
     ict_loss,
     sample_sigma_pair,
 )
+from jaxreg.diffusion.samplers import switch_params
 
 __all__ = [
     "SigmaPair",
@@ -16,4 +17,5 @@ __all__ = [
     "consistency_sample",
     "ict_loss",
     "sample_sigma_pair",
+    "switch_params",
 ]

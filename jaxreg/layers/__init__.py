@@ -1,5 +1,6 @@
 """Layers and heads, as functions and flax.linen modules."""
 
+from jaxreg.layers.adapters import ConditionAdapter
 from jaxreg.layers.ghost_batch_norm import GhostBatchNorm
 from jaxreg.layers.lora import LoRADense, lora_mask
 from jaxreg.layers.multi_sample_dropout import (
@@ -22,6 +23,7 @@ from jaxreg.layers.simplex import FixedSimplexClassifier, simplex_vertices
 from jaxreg.layers.stable_embedding import StableEmbedding
 
 __all__ = [
+    "ConditionAdapter",
     "FixedSimplexClassifier",
     "GhostBatchNorm",
     "LoRADense",
