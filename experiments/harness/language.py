@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from experiments.harness import data, models
-from jaxreg.typing import Array, Float, Int, PRNGKeyArray
+from experiments.harness.llama import Llama, LlamaConfig, next_token_loss
+from jaxreg.typing import Array, Float, Int, PRNGKeyArray, PyTree
 
 
 class CharTask(NamedTuple):
@@ -115,10 +116,49 @@ def transformer_task(
     return CharTask(params, loss, validation_loss, state)
 
 
+def llama_task(
+    key: PRNGKeyArray,
+    config: LlamaConfig,
+    *,
+    batch: int = 8,
+    weights: Callable[[PyTree], PyTree] = lambda params: params,
+) -> CharTask:
+    """The decoder that is pretrained, :class:`~experiments.harness.llama.Llama`, on Python's documentation.
+
+    Its validation loss is the mean over the same windows as that of :func:`transformer_task`.
+
+    Args:
+        key: decides the initial parameters.
+        config: of the model; its ``vocab_size`` is the size of the alphabet.
+        batch: windows in one training batch.
+        weights: the parameters that the model is given in place of those that are trained.
+
+    Returns:
+        Parameters and losses.
+    """
+    model, length = Llama(config), config.context
+    text = data.documentation(classes=config.vocab_size)
+
+    def cross_entropy(params, windows):
+        return next_token_loss(model.apply(weights(params), windows[:, :-1]), windows[:, 1:])[0].mean()
+
+    def loss(params, state, key):
+        positions = jax.random.randint(key, [batch], 0, len(text.train) - length)
+        return cross_entropy(params, _windows(text.train, positions, length)), state
+
+    def validation_loss(params, state):
+        return cross_entropy(params, _every_eighth(text.validation, length))
+
+    return CharTask(model.init(key, jnp.zeros([1, length], jnp.int32)), loss, validation_loss)
+
+
 def validation_windows(model: models.CharTransformer) -> Int[Array, "windows length"]:
     """Every eighth of the windows into which the last tenth of the text falls, each with the byte that follows it."""
-    text = data.documentation(classes=model.classes).validation
-    return _windows(text, jnp.arange(0, len(text) - model.context, 8 * model.context), model.context)
+    return _every_eighth(data.documentation(classes=model.classes).validation, model.context)
+
+
+def _every_eighth(symbols, context):
+    return _windows(symbols, jnp.arange(0, len(symbols) - context, 8 * context), context)
 
 
 def _windows(symbols, positions, context):

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import data, models
-from experiments.harness.language import char_task, transformer_task, validation_windows
+from experiments.harness.language import char_task, llama_task, transformer_task, validation_windows
+from experiments.harness.llama import Llama, LlamaConfig
 
 
 def log_probabilities(params, windows, classes):
@@ -90,3 +91,38 @@ class TestTransformerTask:
         assert jnp.isfinite(task.validation_loss(task.params, state))
         both = transformer_task(jax.random.key(0), model, differentiated=("params", "batch_stats"))
         assert (set(both.params), both.state) == ({"params", "batch_stats"}, {})
+
+
+class TestLlamaTask:
+    config = LlamaConfig(vocab_size=20, context=4, layers=1, width=8, heads=1, hidden=8)
+
+    def surprise(self, params, windows):
+        """The mean over all bytes of the windows but their first."""
+        windows = np.asarray(windows)
+        model = jax.jit(Llama(self.config).apply)
+        logits = np.asarray(model(params, jnp.asarray(windows[:, :-1], jnp.int32)), np.float64)
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        return -np.take_along_axis(log_p, windows[:, 1:, None].astype(int), -1).mean()
+
+    def test_training_and_validation_predict_every_byte_of_windows_of_their_parts_of_the_text(self):
+        task = llama_task(jax.random.key(0), self.config, batch=5)
+        text = data.documentation(classes=20)
+        starts = np.asarray(jax.random.randint(jax.random.key(7), [5], 0, len(text.train) - 4))
+        value, state = jax.jit(task.loss)(task.params, task.state, jax.random.key(7))
+        expected = self.surprise(task.params, [text.train[i : i + 5] for i in starts])
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+        assert state == task.state == ()
+        every_eighth = [text.validation[i : i + 5] for i in range(0, len(text.validation) - 4, 32)]
+        expected = self.surprise(task.params, every_eighth)
+        np.testing.assert_allclose(jax.jit(task.validation_loss)(task.params, ()), expected, rtol=1e-5)
+
+    def test_the_model_may_be_given_other_weights_than_those_that_are_trained(self):
+        task = llama_task(jax.random.key(0), self.config, weights=lambda params: jax.tree.map(lambda x: 0 * x, params))
+        np.testing.assert_allclose(
+            [
+                jax.jit(task.loss)(task.params, (), jax.random.key(7))[0],
+                jax.jit(task.validation_loss)(task.params, ()),
+            ],
+            np.log(20),  # all logits are zero
+            rtol=1e-6,
+        )
