@@ -62,12 +62,14 @@ class Comparison:
         method: the arm judged; the claim's by default.
         settings: keyword arguments of ``run`` that hold for all arms of the comparison (the condition). What is tuned
             otherwise, or is the axis of the claim, is fixed where it stands here.
+        curves: whether its learning curves are plotted too, in a panel of their own.
     """
 
     says: str
     baselines: tuple[str, ...] | None = None
     method: str | None = None
     settings: Mapping[str, float] = field(default_factory=dict)
+    curves: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,7 +132,7 @@ def measure(
         "method": claim.method,
         "criteria": criteria,
         "beside": beside,
-        "curves": _curves(plan, runner, measured),
+        "curves": _curves(plan, runner, measured, plan.main),
         "seeds": seeds,
         "seed_offset": seed_offset,
         "tuning_seeds": tuning_seeds,
@@ -229,6 +229,7 @@ def _judge(
     strongest = better(baselines, key=lambda arm: arms[arm]["score"])
     effect = effects[strongest]
     rule = dataclasses.asdict(criterion)
+    plotted = comparison.curves and criterion is plan.claim
     return {
         "says": comparison.says,
         "settings": dict(comparison.settings),
@@ -240,13 +241,16 @@ def _judge(
         "probability_of_improvement": effect.probability_of_improvement,
         "verdict": statistics.judge(effect, criterion),
         "arms": arms,
+        **({"curves": _curves(plan, runner, measured, comparison)} if plotted else {}),
     }
 
 
-def _curves(plan: Plan, runner: Runner, measured: Mapping[Case, list[list[Run]]]) -> dict[str, list]:
+def _curves(
+    plan: Plan, runner: Runner, measured: Mapping[Case, list[list[Run]]], comparison: Comparison
+) -> dict[str, list]:
     """Quartiles over seeds of each arm's learning curve: ``{arm: [lower, median, upper]}``."""
     curves, claim = {}, plan.claim
-    for case in plan.cases(plan.main, claim):
+    for case in plan.cases(comparison, claim):
         rows = measured[case]
         if "curve" in runner.done[rows[0][0]]:
             values = statistics.bounded(_values(runner, rows, "curve", case.arm), claim.better, claim.worst)

@@ -174,9 +174,14 @@ def _scalar(value: Any) -> bool:
 
 
 def plot(result: Result, path: Path) -> None:
-    """Learning curves (if the claim has them) and every seed's score, as a PNG that depends on the result only."""
-    curves, criteria = result["curves"], result["criteria"]
-    panels = len(criteria) + bool(curves)
+    """Learning curves and every seed's score; a PNG that depends on the result only.
+
+    The curves are those of the claim, if it has them, and of the comparisons beside it that ask for it.
+    """
+    criteria = result["criteria"]
+    median = {"says": "median and quartiles of the seeds", "curves": result["curves"], "method": result["method"]}
+    learning = [part for part in (median, *result["beside"]) if part.get("curves")]
+    panels = len(criteria) + len(learning)
     columns = min(panels, 3)
     rows = math.ceil(panels / columns)
     figure, grid = plt.subplots(rows, columns, figsize=(4.8 * columns, 4.0 * rows), squeeze=False, layout="constrained")
@@ -184,21 +189,21 @@ def plot(result: Result, path: Path) -> None:
     for unused in axes[panels:]:
         unused.remove()
     axes = axes[:panels]
-    if curves:
-        _plot_curves(axes.pop(0), result)
-    for axis, comparison in zip(axes, criteria, strict=True):
+    for axis, part in zip(axes, learning, strict=False):
+        _plot_curves(axis, part, steps=result["steps"], metric=criteria[0]["metric"])
+    for axis, comparison in zip(axes[len(learning) :], criteria, strict=True):
         _plot_scores(axis, comparison)
     figure.suptitle(f"{result['slug']}: {result['verdict']} ({effect(criteria[0])})", fontsize=11)
     save(figure, path)
     plt.close(figure)
 
 
-def _plot_curves(axis: plt.Axes, result: Result) -> None:
-    for arm, (lower, middle, upper) in result["curves"].items():
-        steps = [result["steps"] * (point + 1) / len(middle) for point in range(len(middle))]
-        (line,) = axis.plot(steps, middle, label=arm, linewidth=2.2 if arm == result["method"] else 1.2)
-        axis.fill_between(steps, lower, upper, color=line.get_color(), alpha=0.2, linewidth=0)
-    axis.set(xlabel="training step", ylabel=result["criteria"][0]["metric"], title="median and quartiles of the seeds")
+def _plot_curves(axis: plt.Axes, part: Result, *, steps: int, metric: str) -> None:
+    for arm, (lower, middle, upper) in part["curves"].items():
+        points = [steps * (point + 1) / len(middle) for point in range(len(middle))]
+        (line,) = axis.plot(points, middle, label=arm, linewidth=2.2 if arm == part["method"] else 1.2)
+        axis.fill_between(points, lower, upper, color=line.get_color(), alpha=0.2, linewidth=0)
+    axis.set(xlabel="training step", ylabel=metric, title=part["says"])
     axis.title.set_fontsize(9)
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)

@@ -56,6 +56,21 @@ def test_every_arm_gets_its_own_best_point_and_fresh_seeds():
     assert [len(curve) for curve in result["curves"].values()] == [3, 3]
 
 
+def test_learning_curves_are_kept_of_the_claim_and_of_what_asks_for_them():
+    beside = (
+        Comparison("on Mars", settings={"extra": 1.0, "learning_rate": 1.0}, curves=True),
+        Comparison("on Venus", settings={"extra": 2.0}),
+    )
+    result = measure(claim(beside=beside), run, seeds=1)
+    mars, venus = result["beside"]
+    last = 11 + uniforms(0, [0])[0]  # of the baseline, whose best rate is 1
+    for quartile in mars["curves"]["bad"]:
+        np.testing.assert_allclose(quartile, np.linspace(20, last, 4), atol=1e-4)
+    np.testing.assert_allclose(result["curves"]["bad"][1][-1], last - 1, atol=1e-4)
+    assert list(mars["curves"]) == ["bad", "good"]
+    assert "curves" not in venus
+
+
 def test_fewer_seeds_are_a_prefix_of_more():
     few, more = (measure(claim(), run, seeds=seeds)["criteria"][0]["arms"]["good"]["scores"] for seeds in (3, 6))
     np.testing.assert_allclose(more[:3], few, rtol=1e-6)

@@ -92,6 +92,22 @@ def test_the_report_is_made_from_the_files_alone_and_always_the_same(tmp_path, r
     assert written[0][1].startswith(b"\x89PNG")
 
 
+def test_learning_curves_beside_the_claim_get_a_panel_of_their_own(tmp_path, result, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(report, "save", lambda figure, path: drawn.append(figure.axes))
+    curves = {"old": [[4, 3], [4, 3], [4, 3]], "newest": [[4, 2], [4, 2], [4, 2]]}
+    on_mars = {**result["beside"][0], "says": "on Mars", "curves": curves}
+    report.plot({**result, "beside": [*result["beside"], on_mars]}, tmp_path / "plot.png")
+    (axes,) = drawn
+    assert [axis.get_title() for axis in axes] == [
+        "median and quartiles of the seeds",
+        "on Mars",
+        "seeds, interquartile mean, 95% interval",
+    ]
+    lines = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axes[1].lines}
+    assert lines == {"old": [(50, 4), (100, 3)], "newest": [(50, 4), (100, 2)]}
+
+
 def test_committed_results_are_whole_and_of_existing_claims():
     for result in results.read_all(results.RESULTS):
         claim, _ = registry.find(result["slug"]).load()
