@@ -40,7 +40,6 @@ console = Console(highlight=False)
 
 Grouped = tyro.conf.OmitArgPrefixes
 
-
 CONFIG = "config.json"
 
 
@@ -88,13 +87,15 @@ def train(
         )
         state, feed = _start(run, checkpoints)
         done = int(np.max(run.placement.fetch(state.step)))
+        used = run.placement.devices
         say(
             f"{settings.model.preset}: {parameter_count(run.config) / 1e6:.3g} M parameters, "
-            f"{settings.optimization.optimizer}, {jax.device_count()} x {jax.devices()[0].device_kind}, "
+            f"{settings.optimization.optimizer}, {len(used)} x {used[0].device_kind}, "
             f"{f'on from step {done}' if done else 'from the start'}, in {workdir}"
         )
         journal = recorder = progress = None
         if first:
+            stack.push(lambda kind, error, trace: _summarize(workdir, kind))
             resume_step = done or None
             journal = stack.enter_context(Journal(workdir, resume_step=resume_step, tensorboard=tensorboard))
             recorder = stack.enter_context(SpikeRecorder(workdir, resume_step=resume_step))
@@ -115,10 +116,6 @@ def train(
             on_step=lambda step, figures: progress and "loss" in figures and progress.update(step, figures["loss"]),
             say=say,
         )
-    if first:
-        plot = run_plots.plot_run(workdir)
-        last = [line for line in read_journal(workdir / METRICS) if "validation_loss" in line][-1]
-        say(f"validation loss: {last['validation_loss']:.4f} nats a token, after step {last['step']}\nplot: {plot}")
     return 0
 
 
@@ -222,6 +219,16 @@ def generate(
     added = sample(run.config, state.params, tokens, length=length, temperature=temperature, key=jax.random.key(seed))
     console.print(run.corpus.decode(np.concatenate([tokens, added])), markup=False, soft_wrap=True)
     return 0
+
+
+def _summarize(workdir: Path, ended_by: type[BaseException] | None) -> None:
+    """Plots a run that has ended, been stopped or broken, which is the one that wants looking at."""
+    lines = read_journal(workdir / METRICS)
+    if (ended_by is None or issubclass(ended_by, NonFinite | Interrupted)) and any("loss" in line for line in lines):
+        validated = [line for line in lines if "validation_loss" in line]
+        for line in validated[-1:]:
+            console.print(f"validation loss: {line['validation_loss']:.4f} nats a token, after step {line['step']}")
+        console.print(f"plot: {run_plots.plot_run(workdir)}", soft_wrap=True)
 
 
 def _sweep(

@@ -187,6 +187,15 @@ def test_one_device_eight_devices_pmap_and_two_processes_train_alike(tmp_path):
         assert own_feed(last_state(tmp_path / name)[1]) == own_feed(extra)  # the same rows, as tests of the corpus show
 
 
+def test_a_run_that_breaks_says_where_and_is_plotted(tmp_path, capsys):
+    options = "--learning-rate 1e20 --schedule constant --warmup 0 --checkpoint-every 1"
+    assert pretrain.main(command(tmp_path, options)) == 1
+    message = " ".join(capsys.readouterr().out.split())
+    assert "at step 1 (batch 0): the gradients are finite, the update is not" in message
+    assert "the last good checkpoint is none" in message
+    assert (tmp_path / "run.png").exists()
+
+
 def test_a_replay_with_nothing_changed_is_what_happened(finished, capsys):
     assert pretrain.main(replay(finished, "--step 9 --after 2")) == 0
     assert "replaying steps 9 to 11 with adamw" in capsys.readouterr().out

@@ -32,8 +32,8 @@ def join_hosts(coordinator: str | None = None, processes: int | None = None, pro
     """
     given = (coordinator, processes, process)
     if all(value is None for value in given):
-        # What starts jobs on TPU slices, by Slurm or by MPI says so; jax finds the rest itself.
-        if len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1 or "JAX_COORDINATOR_ADDRESS" in os.environ:
+        if _on_a_cluster():
+            jax.config.update("jax_cpu_collectives_implementation", "gloo")
             jax.distributed.initialize()
         return
     if any(value is None for value in given):
@@ -44,6 +44,13 @@ def join_hosts(coordinator: str | None = None, processes: int | None = None, pro
         raise ValueError(f"process must be in [0, {processes}), got {process}")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(coordinator, processes, process)
+
+
+def _on_a_cluster():
+    """Whether this is one of several processes on a TPU slice, of Slurm or of MPI, the rest of which JAX finds out."""
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").count(",") + 1
+    tasks = [int(os.environ.get(name, 1)) for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
+    return max(hosts, *tasks) > 1 or "JAX_COORDINATOR_ADDRESS" in os.environ
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -18,9 +18,11 @@ class Placement(Protocol):
 
     Attributes:
         axis_name: what a step has to average gradients over; None if it sees all rows.
+        devices: of all processes.
     """
 
     axis_name: str | None
+    devices: Sequence[jax.Device]
 
     def create(self, make: Callable[[], Any]) -> Any:
         """The state that a function makes, on the devices."""
@@ -54,6 +56,7 @@ class OnMesh:
 
     def __init__(self, mesh: Mesh):
         self.mesh = mesh
+        self.devices = mesh.devices.ravel()
         self._everywhere = NamedSharding(mesh, PartitionSpec())
 
     def create(self, make: Callable[[], Any]) -> Any:

@@ -49,3 +49,20 @@ def test_hosts_are_joined_by_all_three_or_by_none():
         meshes.join_hosts("localhost:1", None, 0)
     with pytest.raises(ValueError, match=r"process must be in \[0, 2\), got 2"):
         meshes.join_hosts("localhost:1", 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("variable", "alone", "together"),
+    [
+        ("TPU_WORKER_HOSTNAMES", "host-0", "host-0,host-1"),
+        ("SLURM_STEP_NUM_TASKS", "1", "2"),
+        ("OMPI_COMM_WORLD_SIZE", "1", "2"),
+    ],
+)
+def test_a_cluster_is_joined_where_the_environment_tells_of_one(monkeypatch, variable, alone, together):
+    joined = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: joined.append(args))
+    for value in (alone, together):
+        monkeypatch.setenv(variable, value)
+        meshes.join_hosts()
+        assert len(joined) == (value == together)
