@@ -277,12 +277,12 @@ def fit(
             vitals, bad_leaf = placement.fetch(report)
             if recorder is not None:
                 recorder.see(at, vitals, batch.positions)
-            if upkeep.on_nan != "ignore":
-                _check_finite(at, number, vitals, bad_leaf, names)
             figures = {"batch": number, **figures_of(vitals)}
             if journal is not None and at % upkeep.log_every == 0:
                 journal.write(at, **figures)
             on_step(at, figures)
+            if upkeep.on_nan != "ignore":
+                _check_finite(at, number, vitals, bad_leaf, names)
 
     def save():
         settle()
