@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jaxreg import compression as compression
+    from jaxreg import continual as continual
     from jaxreg import data as data
     from jaxreg import diffusion as diffusion
     from jaxreg import distributed as distributed
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _SUBPACKAGES = (
     "compression",
+    "continual",
     "data",
     "diffusion",
     "distributed",
