@@ -36,7 +36,7 @@ from jaxreg.metrics.retrieval import average_accuracy, average_compatibility, co
 from jaxreg.metrics.river_valley import RiverProgress, river_progress, river_valley_loss
 from jaxreg.metrics.softmax_collapse import collapse_fraction, nlm_alignment
 from jaxreg.metrics.telemetry import Telemetry, TelemetryState, read_telemetry, telemetry, telemetry_init
-from jaxreg.metrics.two_sample import energy_distance, frechet_distance
+from jaxreg.metrics.two_sample import energy_distance, frechet_distance, mean_distance
 from jaxreg.metrics.unlearning import (
     UnlearningMetrics,
     klom,
@@ -86,6 +86,7 @@ __all__ = [
     "mask_spread",
     "max_attention_logit",
     "mean",
+    "mean_distance",
     "median",
     "membership_inference_efficacy",
     "neuron_ipr",

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from jaxreg.linalg import eigh
@@ -11,13 +12,15 @@ from jaxreg.typing import Array, Float, checked
 
 
 @checked
-def energy_distance(x: Float[Array, "n features"], y: Float[Array, "m features"]) -> Float[Array, ""]:
+def energy_distance(
+    x: Float[Array, "n features"], y: Float[Array, "m features"], *, block_size: int | None = None
+) -> Float[Array, ""]:
     r"""Energy distance, unbiased.
 
     .. math:: 2\,\mathbb E\|X - Y\| - \mathbb E\|X - X'\| - \mathbb E\|Y - Y'\|
 
     Zero for equal distributions and only for them. Pairs of a point with itself are left out, so the estimate can be
-    slightly negative. Its memory is that of the three matrices of distances.
+    slightly negative. Where ``y`` is always the same, its own term need not be computed again: :func:`mean_distance`.
 
     >>> import jax.numpy as jnp
     >>> from jaxreg.metrics import energy_distance
@@ -27,6 +30,7 @@ def energy_distance(x: Float[Array, "n features"], y: Float[Array, "m features"]
     Args:
         x: samples of the one, at least two.
         y: samples of the other, at least two.
+        block_size: how many rows of the matrices of distances are held at a time; all if None.
 
     Returns:
         The estimate.
@@ -40,10 +44,38 @@ def energy_distance(x: Float[Array, "n features"], y: Float[Array, "m features"]
     for name, sample in (("x", x), ("y", y)):
         if len(sample) < 2:
             raise ValueError(f"{name} must have at least 2 samples, got {len(sample)}")
+    within_x, within_y = (mean_distance(sample, block_size=block_size) for sample in (x, y))
+    return 2 * mean_distance(x, y, block_size=block_size) - within_x - within_y
+
+
+@checked
+def mean_distance(
+    x: Float[Array, "n features"], y: Float[Array, "m features"] | None = None, *, block_size: int | None = None
+) -> Float[Array, ""]:
+    r"""The mean Euclidean distance between two samples, or between different points of one.
+
+    Args:
+        x: points.
+        y: points that each of them is compared with; if None, all other points of ``x``.
+        block_size: how many rows of the matrix of distances are held at a time; all if None.
+
+    Returns:
+        :math:`\mathbb E\|X - Y\|`, or :math:`\mathbb E\|X - X'\|`.
+    """
     # Distances near a common centre lose fewer digits.
     centre = jnp.mean(at_least_float32(x), axis=0)
-    x, y = at_least_float32(x) - centre, at_least_float32(y) - centre
-    return 2 * jnp.mean(_distances(x, y)) - _mean_of_pairs(x) - _mean_of_pairs(y)
+    points = at_least_float32(x) - centre
+    others = points if y is None else at_least_float32(y) - centre
+
+    def total(row):
+        point, index = row
+        distances = _distances(point, others)
+        return jnp.sum(distances if y is not None else jnp.where(jnp.arange(len(others)) == index, 0.0, distances))
+
+    rows = points, jnp.arange(len(points))
+    totals = jax.vmap(total)(rows) if block_size is None else jax.lax.map(total, rows, batch_size=block_size)
+    pairs = len(points) * (len(others) - (y is None))
+    return jnp.sum(totals) / pairs
 
 
 @checked
@@ -78,18 +110,13 @@ def frechet_distance(
     return jnp.sum(jnp.square(mean_x - mean_y)) + jnp.trace(covariance_x) + jnp.trace(covariance_y) - 2 * shared
 
 
-def _distances(x, y):
-    # As a matrix product: ten times as fast on a CPU as differences of all pairs.
-    squares = jnp.sum(jnp.square(x), axis=1)[:, None] + jnp.sum(jnp.square(y), axis=1)
-    squares = squares - 2 * jnp.matmul(x, y.T, precision="highest")
+def _distances(point, others):
+    # As a product: ten times as fast on a CPU as differences of all pairs.
+    squares = jnp.sum(jnp.square(point)) + jnp.sum(jnp.square(others), axis=1)
+    squares = squares - 2 * jnp.matmul(others, point, precision="highest")
     # The square root has no derivative at zero; there, a gradient of zero is right by symmetry.
     apart = squares > 0
     return jnp.where(apart, jnp.sqrt(jnp.where(apart, squares, 1.0)), 0.0)
-
-
-def _mean_of_pairs(x):
-    n = len(x)
-    return jnp.sum(jnp.where(jnp.eye(n, dtype=bool), 0.0, _distances(x, x))) / (n * (n - 1))
 
 
 def _moments(x):

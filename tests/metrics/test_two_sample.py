@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 from scipy.spatial.distance import cdist
 
-from jaxreg.metrics import energy_distance, frechet_distance
+from jaxreg.metrics import energy_distance, frechet_distance, mean_distance
 
 
 class TestEnergyDistance:
@@ -21,8 +21,9 @@ class TestEnergyDistance:
     def test_it_equals_the_sum_over_pairs(self, shift):
         rng = np.random.default_rng(0)
         x, y = rng.normal(shift, 1, [40, 3]), rng.normal(shift + 1, 1, [50, 3])
-        ours = jax.jit(energy_distance)(x.astype(np.float32), y.astype(np.float32))
-        np.testing.assert_allclose(ours, self.reference(x, y), rtol=1e-4)
+        x32, y32, expected = x.astype(np.float32), y.astype(np.float32), self.reference(x, y)
+        np.testing.assert_allclose(jax.jit(energy_distance)(x32, y32), expected, rtol=1e-4)
+        np.testing.assert_allclose(energy_distance(x32, y32, block_size=16), expected, rtol=1e-4)
 
     def test_two_point_masses_of_noise(self):
         """For N(0, 1) and N(m, 1) it is 2 E|N(m, 2)| - 2 E|N(0, 2)|."""
@@ -44,6 +45,12 @@ class TestEnergyDistance:
     def test_it_needs_pairs(self):
         with pytest.raises(ValueError, match="y must have at least 2 samples, got 1"):
             energy_distance(jnp.zeros([2, 2]), jnp.zeros([1, 2]))
+
+
+def test_mean_distance():
+    x, y = np.float32([[0, 0], [3, 4]]), np.float32([[0, 0], [0, 8], [6, 0]])
+    np.testing.assert_allclose(mean_distance(x, y), (0 + 8 + 6 + 5 + 5 + 5) / 6, rtol=1e-6)
+    np.testing.assert_allclose(mean_distance(y), (8 + 6 + 10) / 3, rtol=1e-6)
 
 
 class TestFrechetDistance:
