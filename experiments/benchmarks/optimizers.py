@@ -13,10 +13,11 @@ same peer, those of ``pytorch_optimizer`` too. Results are written to
 
 On a CPU XLA compiles one loop over memory for each array that a step writes: ``v``, ``m`` and the parameters, three a
 leaf, for adamw as for SPAM; it has no loops with several outputs. SPAM's loop for ``m`` also reads ``v``, which makes
-11 passes of an array instead of 10. What a step stores on its way is in the column "temp": XLA asks for that memory
-anew at every step. In training it is what the backward pass has just used; in a benchmark it would come fresh from the
-operating system, page by page, which takes longer than the step. So the benchmarks keep the memory they have been
-given (see :mod:`experiments.benchmarks.__main__`).
+11 passes of an array instead of 10. AdamP's time depends on the gradients: random ones are never orthogonal enough to a
+weight to be projected, those of normalized layers mostly are; so it has two rows. What a step stores on its way is in
+the column "temp": XLA asks for that memory anew at every step. In training it is what the backward pass has just used;
+in a benchmark it would come fresh from the operating system, page by page, which takes longer than the step. So the
+benchmarks keep the memory they have been given (see :mod:`experiments.benchmarks.__main__`).
 """
 
 import math
@@ -47,6 +48,7 @@ OPTIMIZERS: Mapping[str, Callable[[], optax.GradientTransformation]] = {
     "spam, density 0.25": lambda: optim.spam(RATE, weight_decay=1e-2, density=0.25),
     "stable_spam": lambda: optim.stable_spam(RATE, weight_decay=1e-2),
     "adamp": lambda: optim.adamp(RATE, weight_decay=1e-2),
+    "adamp, all projected": lambda: optim.adamp(RATE, weight_decay=1e-2, delta=1e6),
     "frugal": lambda: optim.frugal(RATE, weight_decay=1e-2),
     "adam8bit": lambda: optim.adam8bit(RATE, weight_decay=1e-2),
     "adam8bit, blocks of 256": lambda: optim.adam8bit(RATE, weight_decay=1e-2, block_size=256),
