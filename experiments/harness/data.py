@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.ndimage
 import sklearn.datasets
 
 from jaxreg.typing import Array, Float, Int, PRNGKeyArray, ScalarLike, checked
@@ -42,6 +43,16 @@ def digits(key: PRNGKeyArray, *, train: int = 1200) -> Split:
     order = jax.random.permutation(key, len(labels))
     x, y = jnp.asarray(images)[order], jnp.asarray(labels)[order]
     return Split(x[:train], y[:train], x[train:], y[train:])
+
+
+@functools.cache
+def rotation(degrees: float, *, side: int = 8) -> np.ndarray:
+    """The matrix to multiply flattened square images with, ``images @ matrix``, to turn them counterclockwise.
+
+    Pixels are interpolated linearly; what turns in from outside is zero.
+    """
+    pixels = np.eye(side * side, dtype=np.float32).reshape(-1, side, side)
+    return scipy.ndimage.rotate(pixels, degrees, axes=(2, 1), reshape=False, order=1).reshape(len(pixels), -1)
 
 
 @checked

@@ -25,6 +25,16 @@ def test_every_seed_splits_differently():
     assert (a != b).any()
 
 
+def test_a_quarter_turn_is_a_permutation_and_small_turns_add_up_to_one():
+    image = jax.random.uniform(jax.random.key(0), [8, 8])
+    np.testing.assert_allclose(image.ravel() @ data.rotation(90.0), jnp.rot90(image).ravel(), atol=1e-5)
+    # A smooth blob, well inside the image: interpolation and the border do not matter much.
+    x, y = np.mgrid[:8, :8] - 3.5
+    blob = np.exp(-((x - 1) ** 2 + y**2) / 2)
+    turned = blob.ravel() @ data.rotation(30.0) @ data.rotation(60.0)
+    assert np.corrcoef(turned, np.rot90(blob).ravel())[0, 1] > 0.98
+
+
 def test_flipped_labels_are_the_given_share_and_always_wrong():
     labels = jnp.arange(20_000) % 10
     noisy = data.flip_labels(jax.random.key(0), labels, rate=0.4, num_classes=10)
