@@ -2,9 +2,13 @@
 
 from jaxreg.weights.average import (
     CheckpointBuffer,
+    DynamicEMAState,
     checkpoint_buffer_init,
     checkpoint_buffer_stack,
     checkpoint_buffer_update,
+    dynamic_ema_init,
+    dynamic_ema_update,
+    dynamic_ema_weights,
     ema_coefficients,
     linear_combination,
 )
@@ -36,6 +40,7 @@ from jaxreg.weights.search import (
 __all__ = [
     "CheckpointBuffer",
     "Compander",
+    "DynamicEMAState",
     "LCSCResult",
     "LCSCState",
     "ModularMlp",
@@ -49,6 +54,9 @@ __all__ = [
     "dare",
     "decouple_inject",
     "deepshape",
+    "dynamic_ema_init",
+    "dynamic_ema_update",
+    "dynamic_ema_weights",
     "ema_coefficients",
     "extrapolate",
     "flatten_stack",

@@ -164,3 +164,132 @@ def checkpoint_buffer_stack(buffer: CheckpointBuffer) -> PyTree:
         The stack, for :func:`linear_combination`.
     """
     return jax.tree.map(lambda ring: jnp.roll(ring, -(buffer.count % len(ring)), axis=0), buffer.stack)
+
+
+class DynamicEMAState(NamedTuple):
+    """State of :func:`dynamic_ema_update`.
+
+    Attributes:
+        ema: the averaged parameters, floating leaves at least float32.
+        prev_grads: gradients of the last step.
+        count: steps averaged so far.
+    """
+
+    ema: PyTree
+    prev_grads: PyTree
+    count: Int[Array, ""]
+
+
+@checked
+def dynamic_ema_init(params: PyTree) -> DynamicEMAState:
+    """The state before the first step: the average is the parameters themselves.
+
+    Args:
+        params: of the model, at the start of a task.
+
+    Returns:
+        The state.
+
+    References:
+        Qiao et al., *Large Continual Instruction Assistant*, arXiv 2410.10868.
+    """
+    params = jax.tree.map(lambda leaf: at_least_float32(leaf) if _is_float(leaf) else jnp.asarray(leaf), params)
+    return DynamicEMAState(params, jax.tree.map(jnp.zeros_like, params), jnp.zeros([], jnp.int32))
+
+
+@checked
+def dynamic_ema_weights(
+    state: DynamicEMAState, params: PyTree, grads: PyTree, *, fallback: ScalarLike = 0.01, scale: ScalarLike = 2.0
+) -> tuple[PyTree, PyTree]:
+    r"""How much of the new parameters the next average takes in, for each leaf.
+
+    .. math::
+        a_t = \frac{c\,(1 + \|g_t\|_1)}{\|\theta_t - \theta^*_{t-1}\|_1 \, \|g_t - g_{t-1}\|_1}
+
+    The further the parameters have gone from the average, and the more the gradient changes, the less is taken in. In
+    the first step, which has no earlier gradient, and wherever the quotient is not in (0, 1), the fallback stands in
+    for it. Norms are sums over a leaf: they grow with it, so that small leaves live on the fallback.
+
+    Args:
+        state: see :func:`dynamic_ema_update`, as are the other arguments.
+        params: after the step.
+        grads: of the step.
+        fallback: in [0, 1].
+        scale: ``c > 0``.
+
+    Returns:
+        The weights, and whether they are the quotient rather than the fallback: trees of scalars. The share of the
+        latter says how much of the method is at work.
+
+    Raises:
+        ValueError: ``fallback`` or ``scale`` is outside its range.
+
+    References:
+        Qiao et al., *Large Continual Instruction Assistant*, arXiv 2410.10868.
+    """
+    check_range("fallback", fallback, "[0, 1]")
+    check_range("scale", scale, "(0, inf)")
+
+    def quotient(average, before, leaf, gradient):
+        if not _is_float(leaf):
+            return jnp.array(jnp.inf)
+        gradient = at_least_float32(gradient)
+        distance = jnp.sum(jnp.abs(at_least_float32(leaf) - average))
+        product = distance * jnp.sum(jnp.abs(gradient - before))
+        wanted = scale * (1 + jnp.sum(jnp.abs(gradient)))
+        usable = (state.count > 0) & (product > 0)
+        return jnp.where(usable, wanted / jnp.where(usable, product, 1.0), jnp.inf)
+
+    quotients = jax.tree.map(quotient, state.ema, state.prev_grads, params, grads)
+    valid = jax.tree.map(lambda a: (a > 0) & (a < 1), quotients)
+    return jax.tree.map(lambda a, inside: jnp.where(inside, a, fallback), quotients, valid), valid
+
+
+@checked
+def dynamic_ema_update(
+    state: DynamicEMAState, params: PyTree, grads: PyTree, *, fallback: ScalarLike = 0.01, scale: ScalarLike = 2.0
+) -> tuple[PyTree, DynamicEMAState]:
+    r"""A running average of parameters that weighs new ones by how far they went and how gradients change.
+
+    .. math:: \theta^*_t = (1 - a_t)\, \theta^*_{t-1} + a_t \theta_t
+
+    with ``a_t`` of :func:`dynamic_ema_weights`, one for each leaf. Call it after every step of an optimizer; at the
+    end of a task the average becomes the parameters, and the next task starts a new average from them.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxreg.weights import dynamic_ema_init, dynamic_ema_update
+    >>> state = dynamic_ema_init(jnp.zeros(2))
+    >>> averaged, state = dynamic_ema_update(state, jnp.array([1.0, -1.0]), jnp.array([0.5, 0.5]))
+    >>> [round(float(value), 4) for value in averaged]
+    [0.01, -0.01]
+
+    Args:
+        state: from :func:`dynamic_ema_init` or the last call.
+        params: ``theta_t``, after the step.
+        grads: ``g_t``, of the step, as the optimizer got them.
+        fallback: in [0, 1], the weight in the first step and wherever the formula leaves (0, 1) (authors' code: 0.01).
+        scale: ``c > 0`` (authors' code: 2).
+
+    Returns:
+        The average, in the dtypes of ``params``, and the new state. Leaves that are not floating are those of
+        ``params``.
+
+    Raises:
+        ValueError: ``fallback`` or ``scale`` is outside its range.
+
+    References:
+        Qiao et al., *Large Continual Instruction Assistant*, arXiv 2410.10868.
+    """
+    weights, _ = dynamic_ema_weights(state, params, grads, fallback=fallback, scale=scale)
+
+    def average(before, leaf, weight):
+        return before + weight * (at_least_float32(leaf) - before) if _is_float(leaf) else jnp.asarray(leaf)
+
+    ema = jax.tree.map(average, state.ema, params, weights)
+    grads = jax.tree.map(lambda gradient, before: gradient.astype(before.dtype), grads, state.prev_grads)
+    averaged = jax.tree.map(lambda leaf, like: leaf.astype(jnp.result_type(like)), ema, params)
+    return averaged, DynamicEMAState(ema, grads, state.count + 1)
+
+
+def _is_float(leaf):
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
