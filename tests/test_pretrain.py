@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -185,6 +186,30 @@ def test_one_device_eight_devices_pmap_and_two_processes_train_alike(tmp_path):
     for name in ("two", "eight", "pmap"):
         np.testing.assert_allclose(losses(tmp_path / name), expected, rtol=1e-5)
         assert own_feed(last_state(tmp_path / name)[1]) == own_feed(extra)  # the same rows, as tests of the corpus show
+
+
+def test_all_options_work_together(tmp_path):
+    model = "--dtype bfloat16 --weight-bits 4 --activation-bits 4 --qk-norm True --tied True --scan True --remat True"
+    training = (
+        "--z-loss 1e-4 --mup-base-width 8 --state-bits 8 --accumulate 2 --clip-norm 1 --schedule wsd --tensorboard"
+    )
+    assert pretrain.main(command(tmp_path, f"{model} {training} --optimizer stable_spam --option b2=0.95")) == 0
+    assert np.all(np.isfinite(losses(tmp_path)))
+    (validation,) = [line for line in read_journal(tmp_path / METRICS) if "validation_loss" in line]
+    assert validation["validation_loss"] < losses(tmp_path)[0]
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_streamed_data_set_is_resumed_where_it_was(tmp_path):
+    documents = [{"text": f"Document {n}: " + "words and more words, " * (n % 7)} for n in range(200)]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+    options = f"--data hf:json:{tmp_path / 'text.jsonl'} --checkpoint-every 2"
+    assert pretrain.main(command(tmp_path / "whole", options)) == 0
+    assert pretrain.main(command(tmp_path / "parts", options)) == 0
+    for step in (4, 6):
+        shutil.rmtree(tmp_path / "parts" / "checkpoints" / str(step))
+    assert pretrain.main(command(tmp_path / "parts", options)) == 0
+    assert_same(last_state(tmp_path / "parts"), last_state(tmp_path / "whole"))
 
 
 def test_a_run_that_breaks_says_where_and_is_plotted(tmp_path, capsys):
