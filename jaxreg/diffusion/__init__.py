@@ -7,7 +7,9 @@ from jaxreg.diffusion.consistency import (
     consistency_sample,
     ict_loss,
     sample_sigma_pair,
+    slct_loss,
 )
+from jaxreg.diffusion.coupling import minibatch_ot
 from jaxreg.diffusion.samplers import switch_params
 
 __all__ = [
@@ -16,6 +18,8 @@ __all__ = [
     "consistency_pair",
     "consistency_sample",
     "ict_loss",
+    "minibatch_ot",
     "sample_sigma_pair",
+    "slct_loss",
     "switch_params",
 ]

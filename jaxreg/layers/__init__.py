@@ -10,6 +10,7 @@ from jaxreg.layers.multi_sample_dropout import (
     multi_sample_loss,
 )
 from jaxreg.layers.noise_embedding import NoiseEmbedding
+from jaxreg.layers.normalization import NonScalingLayerNorm
 from jaxreg.layers.power_norm import (
     PowerNorm,
     group_scaling,
@@ -29,6 +30,7 @@ __all__ = [
     "LoRADense",
     "MultiSampleDropout",
     "NoiseEmbedding",
+    "NonScalingLayerNorm",
     "PowerNorm",
     "QKNormAttention",
     "StableEmbedding",

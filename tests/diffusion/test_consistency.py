@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxreg.diffusion import consistency_apply, consistency_pair, consistency_sample, ict_loss, sample_sigma_pair
+from jaxreg.diffusion import (
+    consistency_apply,
+    consistency_pair,
+    consistency_sample,
+    ict_loss,
+    sample_sigma_pair,
+    slct_loss,
+)
 from jaxreg.schedules import lognormal_index_probs
 
 SIGMA_DATA, SIGMA_MIN = 0.5, 0.002
@@ -176,6 +183,69 @@ class TestIct:
         )
         np.testing.assert_array_equal(own, same)
         assert (own != other).all()
+
+
+class TestSlct:
+    gaps = np.diff(np.linspace(0.002 ** (1 / 7), 80 ** (1 / 7), 11) ** 7)
+
+    def losses(self, model, x, **options):
+        return ict_like(slct_loss, network_of(model), x, **options)
+
+    def test_losses_of_a_model_that_depends_on_the_level_alone(self):
+        """As for iCT, with the Cauchy loss at c(11) = 0.032159."""
+        model, x = lambda p, x, s: jnp.broadcast_to(s, x.shape), jnp.zeros([20_000, 2])
+        losses = self.losses(model, x, diffusion_ratio=0.0, coupling_groups=0)
+        possible = np.log1p(2 * self.gaps**2 / (2 * 0.032159**2)) / self.gaps
+        close = np.abs(np.asarray(losses)[:, None] / possible - 1) < 2e-3
+        np.testing.assert_allclose(close[:, 1:].mean(axis=0), lognormal_index_probs(11)[1:], atol=0.015)
+
+    def test_the_denoising_term_is_at_low_noise_only(self):
+        """N = 11, a quarter of it is the lowest two levels. The model is wrong by 3 at all levels but the lowest."""
+        model, x = lambda p, x, s: jnp.full_like(x, 3.0), jnp.zeros([20_000, 1])
+        options = dict(coupling_groups=0, diffusion_weight=0.5)
+        added = self.losses(model, x, **options) - self.losses(model, x, diffusion_ratio=0.0, coupling_groups=0)
+        shares = lognormal_index_probs(11)
+        # Only a model above the lowest level has an error of 3; there the term is 0.5 * 9.
+        np.testing.assert_allclose(np.mean(np.abs(added - 4.5) < 1e-2), shares[1], atol=0.015)
+        np.testing.assert_allclose(np.mean(np.abs(added) < 1e-2), 1 - shares[1], atol=0.015)
+
+    def test_the_denoising_term_has_a_gradient_at_its_level(self):
+        """The model is ``theta`` everywhere: student and teacher agree, and the term pulls ``theta`` to the data."""
+        x, network = jnp.full([5000, 1], 0.4), network_of(lambda theta, x, s: theta + 0 * x)
+
+        def loss(theta):
+            # In the lowest interval the teacher is the identity, and pulls too unless c is large.
+            return ict_like(slct_loss, network, x, params=theta, c=1e6, coupling_groups=0).mean()
+
+        expected = 2 * (1.0 - 0.4) * lognormal_index_probs(11)[1]
+        np.testing.assert_allclose(jax.grad(loss)(1.0), expected, rtol=0.1)
+
+    def test_coupling_moves_the_noise_alone_and_shortens_its_way(self):
+        """A model that returns its noisy input, at high noise: the mean of the losses is about distances of noise."""
+        x = jax.random.normal(jax.random.key(1), [64, 2])
+        seen = []
+
+        def apply_fn(params, scaled, noise):
+            seen.append((scaled, jnp.exp(4 * noise)))
+            return scaled
+
+        for groups in (0, 4, 1):
+            ict_like(slct_loss, apply_fn, x, coupling_groups=groups)
+        ways = []
+        for scaled, sigma in seen[::2]:
+            noisy = scaled * jnp.sqrt(sigma**2 + 0.25)[:, None]
+            z = (noisy - x) / sigma[:, None]
+            ways.append(jnp.sum((z - x) ** 2))
+        assert ways[0] > ways[1] > ways[2]
+
+    @pytest.mark.parametrize(("groups", "message"), [(3, "divide the batch of 8"), (-1, "be in")])
+    def test_refused(self, groups, message):
+        with pytest.raises(ValueError, match=f"coupling_groups must {message}"):
+            ict_like(slct_loss, lambda p, x, n: x, jnp.zeros([8, 2]), coupling_groups=groups)
+
+
+def ict_like(loss, apply_fn, x, params=(), **options):
+    return loss(apply_fn, params, jax.random.key(0), x, 0, total_steps=100, **options)
 
 
 class TestSample:
