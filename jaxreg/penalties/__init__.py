@@ -2,6 +2,7 @@
 
 from jaxreg.penalties.anchor import anchor_distance, ewc, fisher_diagonal
 from jaxreg.penalties.ggd_rate import backslash_rate, exp_golomb_bits, ggd_bits
+from jaxreg.penalties.parameter import repulsion
 from jaxreg.penalties.path_norms import diagonal_net_l1, path_norm
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "fisher_diagonal",
     "ggd_bits",
     "path_norm",
+    "repulsion",
 ]
