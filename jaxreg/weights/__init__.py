@@ -25,7 +25,7 @@ from jaxreg.weights.edit import (
     unpatch,
 )
 from jaxreg.weights.ggd import deepshape, ggd_init
-from jaxreg.weights.merge import flatten_stack, pcb_merge, pcb_parts, pcb_scores, task_vector
+from jaxreg.weights.merge import flatten_stack, pcb_merge, pcb_parts, pcb_population, pcb_scores, task_vector
 from jaxreg.weights.periodic import ModularMlp, analytic_modular_mlp, modular_mlp, modular_mlp_init, prune_neurons
 from jaxreg.weights.search import (
     LCSCResult,
@@ -73,6 +73,7 @@ __all__ = [
     "patch",
     "pcb_merge",
     "pcb_parts",
+    "pcb_population",
     "pcb_scores",
     "prune_neurons",
     "quantize_signature",

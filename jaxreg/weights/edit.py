@@ -235,16 +235,14 @@ def quantize_signature(signature: PyTree, *, levels: ScalarLike = 16, method: Qu
             return leaf
         v = at_least_float32(leaf)
         if method == "linear":
-            rounded = _round_between(v, v, levels)
+            rounded = _round_between(v, levels)
         elif method == "tanh":
-            # The rounded ends of the range may reach 1, where artanh is infinite.
-            squashed = jnp.tanh(v)
-            rounded = jnp.arctanh(jnp.clip(_round_between(squashed, squashed, levels), -1 + 1e-7, 1 - 1e-7))
+            # Rounding may take the ends of the range to 1, where artanh is infinite.
+            rounded = jnp.arctanh(jnp.clip(_round_between(jnp.tanh(v), levels), -1 + 1e-7, 1 - 1e-7))
         else:
             exponent = jnp.log2(jnp.where(v == 0, 1.0, jnp.abs(v)))
-            there = jnp.where(v == 0, jnp.max(jnp.where(v == 0, -jnp.inf, exponent)), exponent)
-            there = jnp.where(jnp.isfinite(there), there, 0.0)
-            rounded = jnp.sign(v) * jnp.exp2(_round_between(there, there, jnp.maximum(jnp.floor(levels / 2), 2)))
+            of_each_sign = jnp.maximum(jnp.floor(levels / 2), 2)
+            rounded = jnp.sign(v) * jnp.exp2(_round_between(exponent, of_each_sign, where=v != 0))
         return rounded.astype(leaf.dtype)
 
     return jax.tree.map(quantize, signature)
@@ -386,8 +384,8 @@ def _with_pretrained(combine, pretrained, finetuned, *others, dtype=None):
     return jax.tree.map_with_path(combined, finetuned, *others)
 
 
-def _round_between(v, extent, levels):
-    low, high = jnp.min(extent), jnp.max(extent)
+def _round_between(v, levels, where=True):
+    low, high = jnp.min(v, where=where, initial=jnp.inf), jnp.max(v, where=where, initial=-jnp.inf)
     step = (high - low) / (levels - 1)
     return jnp.where(step > 0, low + step * jnp.round((v - low) / jnp.where(step > 0, step, 1.0)), v)
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.precision import at_least_float32
-from jaxreg.typing import Array, Float, PyTree, ScalarLike, checked
+from jaxreg.typing import Array, Float, PRNGKeyArray, PyTree, ScalarLike, checked
 from jaxreg.validation import check_range
 
 Inter = Literal["sum", "pair"]
@@ -163,8 +163,13 @@ def pcb_parts(
         \theta_0 = \theta_\text{pre}, \quad \theta_i = \theta_\text{pre} + p_i
 
     Any combination with coefficients that sum to one, :math:`(1 - \sum_i \lambda_i, \lambda_1, \dots, \lambda_N)`, is
-    the merge with strengths :math:`\lambda`: whatever searches coefficients of checkpoints searches strengths (the
-    authors: in [0.8, 1.3] for each task, 100 evaluations on validation data).
+    the merge with strengths :math:`\lambda`: what searches coefficients of checkpoints searches strengths. Some 100
+    evaluations on validation data, as the authors have::
+
+        parts = pcb_parts(pretrained, finetuned, ratio=0.05)
+        start = pcb_population(key_start, num_tasks)
+        found = lcsc_search(key, parts, validation_error, population_init=start, num_epochs=5, children_per_epoch=16)
+        merged = linear_combination(parts, found.coefficients)
 
     Args:
         pretrained: see :func:`pcb_merge`, as are the other arguments.
@@ -185,6 +190,37 @@ def pcb_parts(
     parts, unflatten = _parts(pretrained, finetuned, ratio, clip_quantile, inter)
     nothing = jnp.zeros_like(parts[:1])
     return jax.vmap(lambda part: _add(pretrained, unflatten(part)))(jnp.concatenate([nothing, parts]))
+
+
+@checked
+def pcb_population(
+    key: PRNGKeyArray, num_tasks: int, *, size: int = 16, low: ScalarLike = 0.8, high: ScalarLike = 1.3
+) -> Float[Array, "size parts"]:
+    r"""Random strengths to start a search from, as coefficients of :func:`pcb_parts`.
+
+    .. math:: \bigl(1 - \textstyle\sum_i \lambda_i, \lambda_1, \dots, \lambda_N\bigr), \qquad
+        \lambda_i \sim U(\text{low}, \text{high})
+
+    Args:
+        key: source of randomness.
+        num_tasks: ``N >= 1``.
+        size: how many, at least 1; the first has all strengths 1.
+        low: the least strength (authors' code: 0.8).
+        high: the greatest strength (authors' code: 1.3). A search that mutates may leave the range.
+
+    Returns:
+        The coefficients; each row sums to one.
+
+    Raises:
+        ValueError: ``num_tasks`` or ``size`` is below 1.
+
+    References:
+        Du et al., *Parameter Competition Balancing for Model Merging*, NeurIPS 2024, arXiv 2410.02396.
+    """
+    check_range("num_tasks", num_tasks, "[1, inf)")
+    check_range("size", size, "[1, inf)")
+    lams = jax.random.uniform(key, [size, num_tasks], minval=low, maxval=high).at[0].set(1.0)
+    return jnp.concatenate([1 - jnp.sum(lams, axis=1, keepdims=True), lams], axis=1)
 
 
 @checked

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxreg.weights import flatten_stack, pcb_merge, pcb_parts, pcb_scores, task_vector
+from jaxreg.weights import (
+    flatten_stack,
+    lcsc_search,
+    linear_combination,
+    pcb_merge,
+    pcb_parts,
+    pcb_population,
+    pcb_scores,
+    task_vector,
+)
 
 
 def reference_scores(tau, ratio, q, inter):
@@ -139,13 +148,34 @@ def test_combinations_of_the_parts_are_merges():
     parts = jax.jit(pcb_parts)(pretrained, finetuned, ratio=0.5)
     assert jax.tree.map(jnp.shape, parts) == jax.tree.map(lambda leaf: (4, *leaf.shape), pretrained)
     jax.tree.map(lambda part, leaf: np.testing.assert_array_equal(part[0], leaf), parts, pretrained)
-    coefficients = np.float32([1 - lams.sum(), *lams])
+    combined = linear_combination(parts, np.float32([1 - lams.sum(), *lams]))
     merged = jit_merge(pretrained, finetuned, ratio=0.5, lams=lams)
     jax.tree.map(
-        lambda part, leaf: np.testing.assert_allclose(np.tensordot(coefficients, part, 1), leaf, rtol=1e-4, atol=1e-5),
-        parts["dense"],
+        lambda part, leaf: np.testing.assert_allclose(part, leaf, rtol=1e-4, atol=1e-5),
+        combined["dense"],
         merged["dense"],
     )
+
+
+def test_strengths_can_be_searched():
+    tau, lams = vectors(3), np.float32([0.8, 1.2, 1.0])
+    wanted = jit_merge(ZERO, tau, ratio=0.5, lams=lams)
+    start = pcb_population(jax.random.key(0), 3)
+    np.testing.assert_allclose(start.sum(1), 1.0, atol=1e-5)
+    np.testing.assert_array_equal(start[0, 1:], 1.0)
+    assert 0.8 <= start[:, 1:].min() < 0.9
+    assert 1.2 < start[:, 1:].max() <= 1.3
+    found = jax.jit(
+        lambda key: lcsc_search(
+            key,
+            pcb_parts(ZERO, tau, ratio=0.5),
+            lambda merged: jnp.sum(jnp.square(merged - wanted)),
+            population_init=start,
+            num_epochs=5,
+            children_per_epoch=16,
+        )
+    )(jax.random.key(1))
+    np.testing.assert_allclose(found.coefficients[1:], lams, atol=0.1)
 
 
 def test_flatten_stack_round_trip():
