@@ -100,12 +100,16 @@ def test_heun_steps_follow_the_ode():
 
 class TestLoss:
     def losses(self, power, x, key=0, **options):
-        return ctm_loss(network_of(exact), power, options.pop("ema", 1.0), denoiser, jax.random.key(key), x, **options)
+        @jax.jit
+        def losses(power, ema):
+            return ctm_loss(network_of(exact), power, ema, denoiser, jax.random.key(key), x, **options)
+
+        return losses(power, options.pop("ema", 1.0))
 
     def test_the_exact_model_has_no_loss_but_that_of_the_solver(self):
         x = 0.5 * jax.random.normal(jax.random.key(1), [500, 2])
-        fine = self.losses(1.0, x, n_grid=120, max_solver_steps=10, distance=squared).mean()
-        bent = self.losses(1.3, x, n_grid=120, max_solver_steps=10, distance=squared).mean()
+        options = dict(n_grid=120, max_solver_steps=10, distance=squared)
+        fine, bent = jax.vmap(lambda power: self.losses(power, x, **options).mean())(jnp.array([1.0, 1.3]))
         assert fine < 1e-5
         assert bent > 20 * fine
 
@@ -113,42 +117,45 @@ class TestLoss:
         """What is compared are ends of trajectories: with the square of the estimate as distance, differences agree."""
         x = 0.5 * jax.random.normal(jax.random.key(1), [200, 2])
 
-        @jax.jit
         def loss(power):
             return self.losses(power, x, distance=lambda estimate, target: jnp.sum(estimate**2, axis=-1)).mean()
 
-        np.testing.assert_allclose(jax.grad(loss)(1.3), (loss(1.31) - loss(1.29)) / 0.02, rtol=1e-2)
+        _, gradient = jax.value_and_grad(loss)(1.3)
+        below, above = jax.vmap(loss)(jnp.array([1.29, 1.31]))
+        np.testing.assert_allclose(gradient, (above - below) / 0.02, rtol=1e-2)
 
     def test_no_gradient_through_averaged_weights_or_target(self):
         x = 0.5 * jax.random.normal(jax.random.key(1), [50, 2])
         gradient = jax.grad(lambda ema: self.losses(1.3, x, ema=ema).mean())(1.0)
         assert gradient == 0.0
         # One step to the end: the target is the teacher's point itself, whatever the weights.
-        targets = []
-
-        def distance(estimate, target):
-            targets.append(target)
-            return squared(estimate, target)
-
-        for power in (1.0, 1.5):
-            self.losses(power, x, n_grid=2, max_solver_steps=1, distance=distance)
+        options = dict(n_grid=2, max_solver_steps=1, distance=lambda estimate, target: jnp.sum(target, axis=-1))
+        targets, gradients = jax.vmap(jax.value_and_grad(lambda power: self.losses(power, x, **options).sum()))(
+            jnp.array([1.0, 1.5])
+        )
         np.testing.assert_allclose(targets[0], targets[1], rtol=1e-5)
+        np.testing.assert_array_equal(gradients, np.zeros(2))
 
     def test_levels_are_drawn_in_order(self):
         """With N = 4 and k up to 3: pairs (t, s) as often as they are drawn, s no higher than u."""
-        seen = []
-
-        def apply_fn(params, x, noise_from, noise_to):
-            seen.append((noise_from, noise_to))
-            return 0 * x
-
         x = jnp.zeros([2000, 1])
+
+        @jax.jit
+        def draw(key):
+            """The noises that the first jump is given, and the first of those of the teacher's side."""
+            seen = []
+
+            def apply_fn(params, x, noise_from, noise_to):
+                seen.append((noise_from, noise_to))
+                return 0 * x
+
+            ctm_loss(apply_fn, (), (), denoiser, key, x, n_grid=4, max_solver_steps=3)
+            return *seen[0], seen[2][0]
+
         ks = []
         for key in range(12):
-            seen.clear()
-            ctm_loss(apply_fn, (), (), denoiser, jax.random.key(key), x, n_grid=4, max_solver_steps=3)
             levels = [np.log(np.linspace(80 ** (1 / 7), 0.002 ** (1 / 7), 4) ** 7) / 4]
-            t, s, u = (np.abs(np.asarray(noise)[:, None] - levels).argmin(1) for noise in (*seen[0], seen[2][0]))
+            t, s, u = (np.abs(np.asarray(noise)[:, None] - levels).argmin(1) for noise in draw(jax.random.key(key)))
             (k,) = set(u - t)
             ks.append(k)
             assert set(t) == set(range(4 - k))
@@ -167,18 +174,18 @@ class TestLoss:
         np.testing.assert_allclose(jnp.concatenate(seen), np.log(0.002) / 4, rtol=1e-5)
 
     def test_refused(self):
-        with pytest.raises(ValueError, match=r"^max_solver_steps must be in \[1, 4\], got 5$"):
+        with pytest.raises(ValueError, match=r"^max_solver_steps must be in \[1, 4\], got 5"):
             self.losses(1.0, jnp.zeros([2, 1]), n_grid=5, max_solver_steps=5)
 
 
 def test_score_matching_prefers_the_denoiser_and_weighs_it():
     """An error has the variance v t^2 / (v + t^2), which the weights bring to one at v = sigma_data^2."""
     x = 0.5 * jax.random.normal(jax.random.key(0), [40_000, 1])
-    losses = ctm_dsm_loss(network_of(lambda scale, x, t, s: scale * denoiser(x, t)), 1.0, jax.random.key(1), x)
-    np.testing.assert_allclose([losses[:20_000].mean(), losses[20_000:].mean()], [1.0, 1.0], rtol=0.04)
-    for scale in (0.9, 1.1):
-        worse = ctm_dsm_loss(network_of(lambda scale, x, t, s: scale * denoiser(x, t)), scale, jax.random.key(1), x)
-        assert worse.mean() > losses.mean()
+    network = network_of(lambda scale, x, t, s: scale * denoiser(x, t))
+    measure = jax.jit(jax.vmap(lambda scale: ctm_dsm_loss(network, scale, jax.random.key(1), x)))
+    below, exact, above = measure(jnp.array([0.9, 1.0, 1.1]))
+    np.testing.assert_allclose([exact[:20_000].mean(), exact[20_000:].mean()], [1.0, 1.0], rtol=0.04)
+    assert exact.mean() < min(below.mean(), above.mean())
 
 
 def test_score_matching_levels():
@@ -212,7 +219,8 @@ def test_the_adversarial_losses_train_one_side_each():
     def total(which, power, weight):
         return ctm_adversarial_losses(network_of(exact), power, critic_fn, weight, jax.random.key(1), x)[which].sum()
 
-    by_model, by_critic = (jax.grad(total, argnums=(1, 2))(which, 1.0, 0.7) for which in (0, 1))
+    gradients = jax.jit(jax.grad(total, argnums=(1, 2)), static_argnums=0)
+    by_model, by_critic = (gradients(which, 1.0, 0.7) for which in (0, 1))
     assert by_model[0] != 0
     assert by_model[1] == 0
     assert by_critic[0] == 0
@@ -227,12 +235,14 @@ def test_adaptive_balance():
     assert (jax.grad(lambda w: adaptive_balance({"w": w}, b))(a["w"]) == 0).all()
 
 
+LEVELS = (80.0, 2.0, 0.3)
+
+
 class TestSample:
     @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
     def test_the_exact_model_gives_the_data(self, gamma):
-        samples = ctm_sample(
-            network_of(exact), 1.0, jax.random.key(0), (20_000, 1), sigmas=(80.0, 2.0, 0.3), gamma=gamma
-        )
+        sample = jax.jit(lambda key: ctm_sample(network_of(exact), 1.0, key, (20_000, 1), sigmas=LEVELS, gamma=gamma))
+        samples = sample(jax.random.key(0))
         np.testing.assert_allclose(samples.std(), 0.5, rtol=0.02)
 
     def test_without_noise_steps_do_not_matter_to_the_exact_model(self):
