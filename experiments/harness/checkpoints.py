@@ -111,24 +111,18 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=items)
         except Exception as error:  # Orbax and TensorStore raise whatever they like
-            raise CheckpointError(f"step {step} in {self.directory} cannot be read: {_first_line(error)}") from error
+            raise CheckpointError(f"step {step} in {self.directory} cannot be read: {first_line(error)}") from error
         return restored["state"], restored["extra"]
 
     def _check_alike(self, step, like):
         """Orbax names a shape, but not the leaf that has it."""
         try:
             metadata = self._manager.item_metadata(step)["state"]
-            stored = {_name(path): tuple(leaf.shape) for path, leaf in _leaves(getattr(metadata, "tree", metadata))}
+            stored = leaf_shapes(getattr(metadata, "tree", metadata))
         except Exception as error:
-            raise CheckpointError(f"step {step} in {self.directory} cannot be read: {_first_line(error)}") from error
-        wanted = {_name(path): np.shape(leaf) for path, leaf in _leaves(like)}
-        for name in (*wanted, *stored):
-            have, want = stored.get(name, "nothing"), wanted.get(name, "nothing")
-            if have != want:
-                raise CheckpointError(
-                    f"step {step} in {self.directory} is of another model or optimizer: "
-                    f"it has {have} at {name}, where {want} is expected"
-                )
+            raise CheckpointError(f"step {step} in {self.directory} cannot be read: {first_line(error)}") from error
+        if difference := first_difference(stored, leaf_shapes(like)):
+            raise CheckpointError(f"step {step} in {self.directory} is of another model or optimizer: {difference}")
 
     def _attempt(self, action):
         try:
@@ -136,18 +130,26 @@ class Checkpoints:
         except Exception as error:
             step = self._pending.pop() if self._pending else "?"
             raise CheckpointError(
-                f"step {step} cannot be saved in {self.directory}: {_first_line(error)}; the last one that was is "
+                f"step {step} cannot be saved in {self.directory}: {first_line(error)}; the last one that was is "
                 f"{self._manager.latest_step()}"
             ) from error
 
 
-def _leaves(tree):
-    return jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: hasattr(node, "shape"))
+def leaf_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of a tree's leaves by their names, such as ``params/kernel``; also of what Orbax knows of a checkpoint."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: hasattr(node, "shape"))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf) for path, leaf in leaves}
 
 
-def _name(path):
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+def first_difference(stored: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> str | None:
+    """What :func:`leaf_shapes` of a checkpoint has otherwise than it should, in words; None if nothing."""
+    for name in (*wanted, *stored):
+        have, want = stored.get(name, "nothing"), wanted.get(name, "nothing")
+        if have != want:
+            return f"it has {have} at {name}, where {want} is expected"
+    return None
 
 
-def _first_line(error):
+def first_line(error: BaseException) -> str:
+    """An exception of Orbax or TensorStore, which can fill pages, in one line."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]
