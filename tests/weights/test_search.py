@@ -31,7 +31,9 @@ class TestSearch:
         assert result.fitness < 0.015 * result.history[0]
         assert (jnp.diff(result.history) <= 0).all()
         assert len(result.history) == 41
-        np.testing.assert_allclose(squared_distance(linear_combination(THETA, result.coefficients)), result.fitness)
+        np.testing.assert_allclose(
+            squared_distance(linear_combination(THETA, result.coefficients)), result.fitness, rtol=1e-5
+        )
         np.testing.assert_allclose(result.coefficients.sum(), 1.0, atol=1e-5)
 
     def test_it_stays_above_least_squares(self):
