@@ -58,7 +58,9 @@ class LCSCResult(NamedTuple):
 
 
 @checked
-def lcsc_population(k: int, *, rates: int = 24, fastest: ScalarLike = 0.8, slowest: ScalarLike = 0.01) -> Array:
+def lcsc_population(
+    k: int, *, rates: int = 24, fastest: ScalarLike = 0.8, slowest: ScalarLike = 0.01
+) -> Float[Array, "rates k"]:
     """Where the search starts: averages over the window, from the last checkpoint to the uniform one.
 
     Args:
