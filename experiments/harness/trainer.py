@@ -100,7 +100,6 @@ def make_step(
     Returns:
         ``(state, rows) -> (state, Report)``.
     """
-
     optimizer = optax.with_extra_args_support(optimizer)
 
     def value_and_gradients(params, rows):
