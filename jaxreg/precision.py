@@ -1,5 +1,7 @@
 """Where half precision is too little."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -14,6 +16,15 @@ def at_least_float32(x: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
     bits, loses both.
     """
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+
+
+def is_floating(leaf: Any) -> bool:
+    """Whether a leaf is floating-point, of any precision: counters and codes are not to be averaged.
+
+    Args:
+        leaf: array, shape or number.
+    """
+    return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating))
 
 
 @checked

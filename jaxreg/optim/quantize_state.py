@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxreg.optim.blockwise8bit import dynamic_map, linear_map, look_up, nearest, relative
 from jaxreg.paths import within_field
+from jaxreg.precision import is_floating
 from jaxreg.sharding import with_any_sharding
 from jaxreg.typing import PyTree, checked
 from jaxreg.validation import check_range
@@ -103,7 +104,7 @@ def quantize_state(
         return codes_by_sign[not within_field(path, unsigned)]
 
     def quantizable(array):
-        return array.ndim > 0 and array.size >= min_size and jnp.issubdtype(array.dtype, jnp.floating)
+        return array.ndim > 0 and array.size >= min_size and is_floating(array)
 
     def quantized(state, wanted, run):
         def quantize(path, array, wanted):

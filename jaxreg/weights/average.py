@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxreg.precision import at_least_float32
+from jaxreg.precision import at_least_float32, is_floating
 from jaxreg.typing import Array, Float, Int, PyTree, ScalarLike, checked
 from jaxreg.validation import check_range
 
@@ -47,7 +47,7 @@ def linear_combination(stack: PyTree, coefficients: Float[Array, "*population k"
     def combine(leaf):
         if jnp.ndim(leaf) == 0 or len(leaf) != k:
             raise ValueError(f"every leaf of stack must have a leading axis of {k}, got shape {jnp.shape(leaf)}")
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        if not is_floating(leaf):
             return jnp.broadcast_to(leaf[-1], (*coefficients.shape[:-1], *leaf.shape[1:]))
         wide = at_least_float32(leaf)
         summed = jnp.tensordot(jnp.asarray(coefficients, wide.dtype), wide, axes=1, precision="highest")
@@ -193,7 +193,7 @@ def dynamic_ema_init(params: PyTree) -> DynamicEMAState:
     References:
         Qiao et al., *Large Continual Instruction Assistant*, arXiv 2410.10868.
     """
-    params = jax.tree.map(lambda leaf: at_least_float32(leaf) if _is_float(leaf) else jnp.asarray(leaf), params)
+    params = jax.tree.map(lambda leaf: at_least_float32(leaf) if is_floating(leaf) else jnp.asarray(leaf), params)
     return DynamicEMAState(params, jax.tree.map(jnp.zeros_like, params), jnp.zeros([], jnp.int32))
 
 
@@ -231,7 +231,7 @@ def dynamic_ema_weights(
     check_range("scale", scale, "(0, inf)")
 
     def quotient(average, before, leaf, gradient):
-        if not _is_float(leaf):
+        if not is_floating(leaf):
             return jnp.array(jnp.inf)
         gradient = at_least_float32(gradient)
         distance = jnp.sum(jnp.abs(at_least_float32(leaf) - average))
@@ -283,13 +283,9 @@ def dynamic_ema_update(
     weights, _ = dynamic_ema_weights(state, params, grads, fallback=fallback, scale=scale)
 
     def average(before, leaf, weight):
-        return before + weight * (at_least_float32(leaf) - before) if _is_float(leaf) else jnp.asarray(leaf)
+        return before + weight * (at_least_float32(leaf) - before) if is_floating(leaf) else jnp.asarray(leaf)
 
     ema = jax.tree.map(average, state.ema, params, weights)
     grads = jax.tree.map(lambda gradient, before: gradient.astype(before.dtype), grads, state.prev_grads)
     averaged = jax.tree.map(lambda leaf, like: leaf.astype(jnp.result_type(like)), ema, params)
     return averaged, DynamicEMAState(ema, grads, state.count + 1)
-
-
-def _is_float(leaf):
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxreg.precision import at_least_float32
+from jaxreg.precision import at_least_float32, is_floating
 from jaxreg.typing import Array, Float, PRNGKeyArray, PyTree, ScalarLike, checked
 from jaxreg.validation import check_range
 
@@ -50,7 +50,7 @@ def robust_signature(robust: PyTree, clean: PyTree, pretrained: PyTree) -> PyTre
     """
 
     def signature(corrupted, clean, start):
-        if not _is_float(corrupted):
+        if not is_floating(corrupted):
             return jnp.zeros_like(corrupted)
         start = at_least_float32(start)
         d_c, d_s = at_least_float32(corrupted) - start, at_least_float32(clean) - start
@@ -192,7 +192,7 @@ def replace_by_mean(params: PyTree, models: PyTree, *, mask: PyTree) -> PyTree:
     """
 
     def replaced(leaf, stack, chosen):
-        if not _is_float(leaf):
+        if not is_floating(leaf):
             return jnp.asarray(leaf)
         return jnp.where(chosen, jnp.mean(at_least_float32(stack), axis=0), leaf).astype(jnp.result_type(leaf))
 
@@ -231,7 +231,7 @@ def quantize_signature(signature: PyTree, *, levels: ScalarLike = 16, method: Qu
     check_range("levels", levels, "[2, inf)")
 
     def quantize(leaf):
-        if not _is_float(leaf) or not leaf.size:
+        if not is_floating(leaf) or not leaf.size:
             return leaf
         v = at_least_float32(leaf)
         if method == "linear":
@@ -296,7 +296,7 @@ def dare(key: PRNGKeyArray, delta: PyTree, *, drop: ScalarLike = 0.7, rescale: b
     leaves, structure = jax.tree.flatten(delta)
 
     def sparse(number, leaf):
-        if jnp.ndim(leaf) < 2 or not _is_float(leaf):
+        if jnp.ndim(leaf) < 2 or not is_floating(leaf):
             return leaf
         kept = jax.random.bernoulli(jax.random.fold_in(key, number), 1.0 - drop, leaf.shape)
         scaled = at_least_float32(leaf) / (1.0 - drop if rescale else 1.0)
@@ -361,7 +361,7 @@ def decouple_inject(
 
 def _patched(params, signatures, strength, layers, sign):
     def patched(leaf, stack, chosen):
-        if not _is_float(leaf):
+        if not is_floating(leaf):
             return jnp.asarray(leaf)
         weights = jnp.broadcast_to(jnp.asarray(strength, jnp.float32), len(stack)) / len(stack)
         total = jnp.tensordot(weights, at_least_float32(stack), axes=1, precision="highest")
@@ -376,7 +376,7 @@ def _with_pretrained(combine, pretrained, finetuned, *others, dtype=None):
     starts = dict(jax.tree_util.tree_leaves_with_path(pretrained))
 
     def combined(path, end, *rest):
-        if path not in starts or not _is_float(end):
+        if path not in starts or not is_floating(end):
             return jnp.asarray(end)
         value = combine(at_least_float32(starts[path]), at_least_float32(end), *rest)
         return value.astype(dtype or jnp.result_type(end))
@@ -388,10 +388,6 @@ def _round_between(v, levels, where=True):
     low, high = jnp.min(v, where=where, initial=jnp.inf), jnp.max(v, where=where, initial=-jnp.inf)
     step = (high - low) / (levels - 1)
     return jnp.where(step > 0, low + step * jnp.round((v - low) / jnp.where(step > 0, step, 1.0)), v)
-
-
-def _is_float(leaf):
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
 
 def _natural(name):

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxreg.precision import at_least_float32
+from jaxreg.precision import at_least_float32, is_floating
 from jaxreg.typing import Array, Float, PRNGKeyArray, PyTree, ScalarLike, checked
 from jaxreg.validation import check_range
 
@@ -42,7 +42,7 @@ def task_vector(pretrained: PyTree, finetuned: PyTree) -> PyTree:
     """
 
     def difference(before, after):
-        if not _is_float(after):
+        if not is_floating(after):
             return jnp.zeros_like(after)
         return at_least_float32(after) - at_least_float32(before)
 
@@ -72,17 +72,17 @@ def flatten_stack(stack: PyTree) -> tuple[Float[Array, "members size"], Callable
         ValueError: no leaf is floating.
     """
     leaves, structure = jax.tree.flatten(stack)
-    floating = [at_least_float32(leaf) for leaf in leaves if _is_float(leaf)]
+    floating = [at_least_float32(leaf) for leaf in leaves if is_floating(leaf)]
     if not floating:
         raise ValueError("a stack needs at least one leaf of floating type, got none")
     rows = jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in floating], axis=1)
-    kinds = [(jnp.shape(leaf)[1:], jnp.result_type(leaf), _is_float(leaf)) for leaf in leaves]
+    kinds = [(jnp.shape(leaf)[1:], jnp.result_type(leaf), is_floating(leaf)) for leaf in leaves]
 
     def unflatten(vector):
         parts, start = [], 0
-        for shape, dtype, is_floating in kinds:
-            size = math.prod(shape) if is_floating else 0
-            part = vector[start : start + size].reshape(shape) if is_floating else jnp.zeros(shape)
+        for shape, dtype, floats in kinds:
+            size = math.prod(shape) if floats else 0
+            part = vector[start : start + size].reshape(shape) if floats else jnp.zeros(shape)
             parts.append(part.astype(dtype))
             start += size
         return jax.tree.unflatten(structure, parts)
@@ -282,13 +282,9 @@ def _parts(pretrained, finetuned, ratio, clip_quantile, inter):
 
 def _add(params, change):
     def add(leaf, by):
-        return (at_least_float32(leaf) + by).astype(jnp.result_type(leaf)) if _is_float(leaf) else jnp.asarray(leaf)
+        return (at_least_float32(leaf) + by).astype(jnp.result_type(leaf)) if is_floating(leaf) else jnp.asarray(leaf)
 
     return jax.tree.map(add, params, change)
-
-
-def _is_float(leaf):
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
 
 def _clip_sizes(rows, quantile):
