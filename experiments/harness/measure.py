@@ -154,14 +154,17 @@ def _tune(plan: Plan, runner: Runner, tuning_seeds: int, *, expected: int) -> Tu
     }
     runner.execute(_flat(rows for tables in tried.values() if len(tables) > 1 for rows in tables), expected)
 
-    best = {}
+    tuned, shared = {}, {}
     for comparison, criterion in plan.judgements():
         cases = plan.cases(comparison, criterion)
-        best |= {case: _best_point(plan, runner, case, criterion, tried[case]) for case in cases}
+        best = {case: _best_point(plan, runner, case, criterion, tried[case]) for case in cases}
+        chosen = {case: point for case, (_, point) in best.items()}
         if plan.claim.same_runs:
-            strongest = min((best[case] for case in cases[:-1]), key=lambda found: found[0])
-            best |= dict.fromkeys(cases, strongest)
-    return {case: point for case, (_, point) in best.items()}
+            # One point in each condition, whoever is compared there: the first judgement is that of the claim.
+            strongest = min(cases[:-1], key=lambda case: best[case][0])
+            chosen = dict.fromkeys(cases, shared.setdefault(cases[0].settings, chosen[strongest]))
+        tuned |= chosen
+    return tuned
 
 
 def _best_point(

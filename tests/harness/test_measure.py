@@ -204,6 +204,18 @@ def test_methods_after_training_share_their_runs_tuned_for_the_strongest_baselin
     np.testing.assert_allclose(arms["good"]["scores"], 6 + np.array(uniforms(0, range(4))), rtol=1e-6)
 
 
+def test_methods_after_training_share_their_runs_with_what_is_beside_the_claim():
+    def shared(key, *, learning_rate, steps):
+        losses = {"bad": jnp.square(jnp.log10(learning_rate)), "other": 1 / learning_rate, "good": 5 + learning_rate}
+        return {"score": {arm: 10 - 0 * jax.random.uniform(key) + losses[arm] for arm in losses}}
+
+    beside = (Comparison("against another", baselines=("other",)), Comparison("the other", ("bad",), "other"))
+    grid = {"learning_rate": (0.1, 1.0, 10.0)}  # 1 is best for the baseline, 10 for the other
+    result = measure(claim(same_runs=True, beside=beside, grid=grid), shared, seeds=2)
+    arms = [arm for judged in (*result["criteria"], *result["beside"]) for arm in judged["arms"].values()]
+    assert {arm["tuned"]["learning_rate"] for arm in arms} == {1.0}
+
+
 def test_progress_is_reported_and_ends_at_the_total():
     reports = []
     measure(claim(), run, seeds=4, on_batch=lambda *report: reports.append(report))
