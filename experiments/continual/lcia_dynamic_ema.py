@@ -46,6 +46,10 @@ CLAIM = Claim(
     beside=(Comparison("the best fixed decay", baselines=tuple(DECAYS)),),
     steps=200,
     seeds=16,
+    finding="The formula's weight averages about a tenth, so that the dynamic average acts like a fixed decay "
+    "near 0.9 and forgets little less than no average: 4% instead of 20%. A fixed decay of 0.999 forgets "
+    "a quarter as much and is 3 points ahead in accuracy. Sums of magnitudes over a leaf make the weight "
+    "depend on its size: what is right for an adapter of a large model need not be for a small network.",
 )
 
 

@@ -66,6 +66,10 @@ CLAIM = Claim(
     same_runs=True,
     steps=3000,
     seeds=16,
+    finding="Extrapolated weights move 16% more than the base, and the switching sampler's direction error is 19% "
+    "below the fine-tuned model's, but it does not keep the motion: these 16 numbers are decided in the "
+    "late steps of sampling, not in the early ones as layout and motion of a video are. Switching at step "
+    "100 of 1000 instead of 500 loses 5% of the base's motion, not 46%.",
 )
 
 

@@ -54,6 +54,10 @@ CLAIM = Claim(
     steps=1600,
     smoke_steps=40,
     seeds=16,
+    finding="The search is 17% ahead of random search with as many evaluations, whose result is ahead of the best "
+    "of twelve averages kept in training, and 37% ahead of averages over the checkpoints. It beats the "
+    "last weights of a run three times as long, not that run's best average, and one step with it does "
+    "not beat two steps with the average.",
 )
 
 

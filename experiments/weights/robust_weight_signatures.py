@@ -70,6 +70,10 @@ CLAIM = Claim(
     same_runs=True,
     steps=300,
     seeds=16,
+    finding="Small networks hold robustness and the task in the same weights: the signature of a corruption gains "
+    "3 points on the classes it was taken from, where the robust model itself gains 20, and one point on "
+    "other classes. Any number of layers costs clean accuracy; a random patch of the same size costs "
+    "less. More layers do worse, and all of them lose 4 points of robustness and 12 clean.",
 )
 
 
