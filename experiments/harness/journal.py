@@ -1,6 +1,8 @@
 """What a training run writes down: ``metrics.jsonl``, and TensorBoard's format for those who want it."""
 
 import numbers
+import os
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,8 +31,7 @@ class Journal:
                 log.
         """
         workdir = Path(workdir)
-        self._board_directory = workdir / "tensorboard"
-        self._board = _open_tensorboard(self._board_directory, resume_step) if tensorboard else None
+        self._board = _Board(workdir / "tensorboard", resume_step) if tensorboard else None
         self._lines = JsonLines(workdir / METRICS, resume_step=resume_step)
 
     def write(self, step: int, **figures: Any) -> None:
@@ -45,7 +46,7 @@ class Journal:
         if self._board is not None:
             for name, value in figures.items():
                 if isinstance(value, numbers.Real) or (hasattr(value, "dtype") and value.shape == ()):
-                    self._board.add_scalar(name, float(value), step)
+                    self._board.add(name, float(value), step)
 
     def rewind(self, step: int) -> None:
         """Goes back to a step: drops the lines of later ones and a torn last line, all at once.
@@ -55,8 +56,7 @@ class Journal:
         """
         self._lines.rewind(step)
         if self._board is not None:
-            self._board.close()
-            self._board = _open_tensorboard(self._board_directory, step)
+            self._board.rewind(step)
 
     def sync(self) -> None:
         """Waits until everything is on the disk; before a checkpoint is called complete, say."""
@@ -69,6 +69,7 @@ class Journal:
         self._lines.close()
         if self._board is not None:
             self._board.close()
+            self._board = None
 
     def __enter__(self) -> "Journal":
         return self
@@ -91,9 +92,30 @@ def read_journal(path: Path | str) -> list[dict[str, Any]]:
     return read_lines(Path(path))
 
 
-def _open_tensorboard(directory, resume_step):
-    try:
-        from tensorboardX import SummaryWriter  # optional
-    except ImportError as error:
-        raise ValueError("tensorboard=True needs the package tensorboardX: pip install tensorboardX") from error
-    return SummaryWriter(str(directory), purge_step=None if resume_step is None else resume_step + 1)
+class _Board:
+    """TensorBoard's file of events, written at once: tensorboardX's own writer leaves a thread behind to do it."""
+
+    def __init__(self, directory, resume_step):
+        try:
+            from tensorboardX import event_file_writer, summary  # optional
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
+        except ImportError as error:
+            raise ValueError("tensorboard=True needs the package tensorboardX: pip install tensorboardX") from error
+        directory.mkdir(exist_ok=True)
+        self._event, self._session, self._scalar = Event, SessionLog, summary.scalar
+        self._file = event_file_writer.EventsWriter(str(directory / "events"), f".{os.getpid()}")
+        if resume_step is not None:
+            self.rewind(resume_step)
+
+    def add(self, name, value, step):
+        self._file.write_event(self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value)))
+
+    def rewind(self, step):
+        start = self._session(status=self._session.START)
+        self._file.write_event(self._event(wall_time=time.time(), step=step + 1, session_log=start))
+
+    def flush(self):
+        self._file.flush()
+
+    def close(self):
+        self._file.close()

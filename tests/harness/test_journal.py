@@ -63,11 +63,18 @@ class TestTensorBoard:
         with Journal(tmp_path, tensorboard=True) as journal:
             journal.write(3, loss=1.5, gradient_norm=jnp.float32(2.5), name="text", runs=np.ones(2))
             journal.sync()
-            assert events(tmp_path) == [("loss", 3, 1.5), ("gradient_norm", 3, 2.5)]
+            first = [("loss", 3, 1.5), ("gradient_norm", 3, 2.5)]
+            assert events(tmp_path) == first
             journal.rewind(2)
             journal.write(3, loss=4.0)
-        assert ("loss", 3, 4.0) in events(tmp_path)
+        assert events(tmp_path) == [*first, ("start", 3, None), ("loss", 3, 4.0)]
         assert len(read_journal(tmp_path / METRICS)) == 1
+
+    def test_a_run_that_goes_on_hides_what_came_after_its_checkpoint(self, tmp_path):
+        pytest.importorskip("tensorboardX")
+        with Journal(tmp_path, resume_step=7, tensorboard=True) as journal:
+            journal.close()
+        assert events(tmp_path) == [("start", 8, None)]
 
     def test_what_to_install_is_said(self, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "tensorboardX", None)
@@ -78,7 +85,7 @@ class TestTensorBoard:
 
 def events(workdir):
     """What TensorBoard would read: records of a length, a checksum, an event, a checksum."""
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     found = []
     for path in sorted((workdir / "tensorboard").iterdir()):
@@ -87,5 +94,7 @@ def events(workdir):
             length = int.from_bytes(content[:8], "little")
             event = Event.FromString(content[12 : 12 + length])
             found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+            if event.session_log.status == SessionLog.START:
+                found.append(("start", event.step, None))
             content = content[16 + length :]
     return found
