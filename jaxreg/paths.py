@@ -1,5 +1,6 @@
 """Finding the parts of a tree by name."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,3 +35,16 @@ def is_named(path: tuple[Any, ...], names: Sequence[str]) -> bool:
         names: such as ``kernel``.
     """
     return bool(path) and jax.tree_util.keystr(path[-1:], simple=True) in names
+
+
+@checked
+def natural_order(name: str) -> list[tuple[int, int, str]]:
+    """A key to sort names by in which numbers count by their value: the second layer comes before the tenth.
+
+    >>> sorted(["block_10", "block_2"], key=natural_order)
+    ['block_2', 'block_10']
+
+    Args:
+        name: such as that of a layer.
+    """
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]

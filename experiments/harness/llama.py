@@ -7,7 +7,6 @@ all layers, and rematerialization.
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -108,7 +107,8 @@ class Llama(nn.Module):
     Parameters are ``embedding``; in ``blocks`` (or every ``block_n``) the kernels ``query``, ``key``, ``value`` and
     ``out`` of ``attention`` and ``gate``, ``up`` and ``down`` of ``mlp``, each with the gain of the ``norm`` before it;
     the gain of the last ``norm``; and the ``head``, unless it is tied. Where the collection ``vitals`` is mutable
-    every block sows ``max_attention_logit``, see :func:`max_attention_logits`.
+    every block sows ``max_attention_logit``, see
+    :func:`~experiments.harness.vitals.max_attention_logits`.
 
     Attributes:
         config: sizes and options.
@@ -239,23 +239,6 @@ class Matrix(nn.Module):
             # A scale for every token: one for several would tell a token about those after it.
             x = fake_quant_int4(x.reshape(-1, inputs).T, group=inputs).T.reshape(x.shape)
         return x @ kernel.astype(x.dtype)
-
-
-@checked
-def max_attention_logits(vitals: Mapping[str, Any]) -> Float[Array, " layers"]:
-    """The largest logit of attention in every layer, from what the blocks have sown.
-
-    See :func:`~experiments.harness.attention.causal_attention`; with "cudnn" it is an upper bound.
-
-    Args:
-        vitals: the collection ``vitals`` that ``Llama.apply(…, mutable=["vitals"])`` returns.
-
-    Returns:
-        A float32 array, the first layer first.
-    """
-    if "blocks" in vitals:
-        return vitals["blocks"]["attention"]["max_attention_logit"]
-    return jnp.stack([vitals[f"block_{n}"]["attention"]["max_attention_logit"] for n in range(len(vitals))])
 
 
 @checked

@@ -5,8 +5,6 @@ kept by group of parameters, such as ``blocks/attention``: fine enough to say wh
 keep a window of steps in memory. Where layers are stacked on a leading axis a group has one norm for each.
 """
 
-import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import GetAttrKey
 
-from jaxreg.precision import at_least_float32
+from jaxreg.paths import natural_order
+from jaxreg.precision import at_least_float32, is_floating
 from jaxreg.typing import Array, Float, PyTree
 
 FIRST_MOMENTS, SECOND_MOMENTS = ("mu", "trace"), ("nu",)
@@ -108,7 +107,7 @@ def read_vitals(
 
     def moments(fields, scale=1.0):
         found = list(_within(optimizer_state, fields))
-        known = all(jnp.issubdtype(leaf.dtype, jnp.floating) for _, leaf in found)
+        known = all(is_floating(leaf) for _, leaf in found)
         return norms(found, scale) if found and known else None
 
     def named(tree):
@@ -125,54 +124,30 @@ def read_vitals(
         first_moment_norms=moments(FIRST_MOMENTS),
         # Squares of squares: those of gradients of 1e-10 would be zero in float32. A power of two costs no digits.
         second_moment_norms=moments(SECOND_MOMENTS, scale=2.0**32),
-        max_attention_logits=_attention_logits(sown, stacked),
+        max_attention_logits=max_attention_logits(sown, stacked=stacked),
     )
 
 
-class NonfiniteLeaf(NamedTuple):
-    """A leaf with entries that are NaN or infinite.
+def max_attention_logits(sown: Mapping[str, Any] | None, *, stacked: str = "blocks") -> Float[Array, "layers"] | None:
+    """The largest logit of attention in every layer, from what the blocks have sown.
 
-    Attributes:
-        name: its path, such as ``params/blocks/attention/query/kernel``.
-        entries: how many are not finite.
-        size: how many it has.
-    """
-
-    name: str
-    entries: int
-    size: int
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.entries} of {self.size} entries)"
-
-
-def nonfinite_leaf(tree: PyTree) -> NonfiniteLeaf | None:
-    """The first leaf that holds NaN or infinity, in the order of the tree.
-
-    On several processes all of them have to call this.
+    See :func:`~experiments.harness.attention.causal_attention`; with "cudnn" it is an upper bound.
 
     Args:
-        tree: of arrays, on any device; integers are finite.
+        sown: as :func:`read_vitals` takes it.
+        stacked: where layers are an axis; elsewhere they have names, such as ``block_0`` and ``block_1``.
 
     Returns:
-        Its name and how much of it is not finite; None if everything is finite.
+        The logits, the first layer first; None if nobody has sown any.
     """
-    leaves = [
-        (path, leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-    ]
-    counts = _count_nonfinite([leaf for _, leaf in leaves])
-    for (path, leaf), count in zip(leaves, counts, strict=True):
-        if count:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            return NonfiniteLeaf(name, int(count), math.prod(jnp.shape(leaf)))
-    return None
-
-
-@jax.jit
-def _count_nonfinite(leaves):
-    return [jnp.sum(~jnp.isfinite(leaf)) for leaf in leaves]
+    layers = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path({} if sown is None else sown):
+        names = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+        if ATTENTION_LOGIT in names:
+            logits = at_least_float32(leaf)
+            axes = tuple(range(1, logits.ndim)) if stacked in names else None
+            layers.append((natural_order("/".join(names)), jnp.atleast_1d(jnp.max(logits, axes))))
+    return jnp.concatenate([logits for _, logits in sorted(layers, key=lambda layer: layer[0])]) if layers else None
 
 
 def _names(path: Sequence[Any]) -> tuple[str, ...]:
@@ -202,20 +177,3 @@ def _within(state, fields):
             if isinstance(key, GetAttrKey) and key.name in fields:
                 yield _names(path[position + 1 :]), leaf
                 break
-
-
-def _attention_logits(sown, stacked):
-    """One for each layer, whether layers are stacked (an axis) or named (``block_0``, ``block_1``)."""
-    layers = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path({} if sown is None else sown):
-        names = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
-        if ATTENTION_LOGIT in names:
-            logits = at_least_float32(leaf)
-            axes = tuple(range(1, logits.ndim)) if stacked in names else None
-            layers.append((_by_number(names), jnp.atleast_1d(jnp.max(logits, axes))))
-    return jnp.concatenate([logits for _, logits in sorted(layers, key=lambda layer: layer[0])]) if layers else None
-
-
-def _by_number(names):
-    """To sort by: the second layer comes before the tenth."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", "/".join(names))]

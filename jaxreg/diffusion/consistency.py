@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.diffusion.coupling import minibatch_ot
+from jaxreg.diffusion.levels import per_example
 from jaxreg.losses import cauchy, pseudo_huber
 from jaxreg.precision import at_least_float32
 from jaxreg.schedules import adaptive_c, doubling_steps, karras_index, karras_sigma
@@ -85,7 +86,7 @@ def consistency_apply(
     check_range("sigma_min", sigma_min, "(0, inf)")
     sigma = jnp.broadcast_to(at_least_float32(jnp.asarray(sigma)), x.shape[:1])
     noise = 0.25 * jnp.log(sigma)
-    sigma = _per_example(sigma, x)
+    sigma = per_example(sigma, x)
     scale = jax.lax.rsqrt(jnp.square(sigma) + jnp.square(sigma_data))
     above = sigma - sigma_min
     skip = jnp.square(sigma_data) / (jnp.square(above) + jnp.square(sigma_data))
@@ -129,13 +130,10 @@ def consistency_pair(
     References:
         Song et al., *Consistency Models*, ICML 2023, arXiv 2303.01469.
     """
-
-    def model(params, sigma):
-        noisy = x + (_per_example(sigma, x) * noise).astype(x.dtype)
-        return consistency_apply(apply_fn, params, noisy, sigma, sigma_data=sigma_data, sigma_min=sigma_min)
-
     target_params = params if target_params is None else target_params
-    return model(params, high), jax.lax.stop_gradient(model(target_params, low))
+    student = _at_level(apply_fn, params, x, noise, high, sigma_data, sigma_min)
+    teacher = _at_level(apply_fn, target_params, x, noise, low, sigma_data, sigma_min)
+    return student, jax.lax.stop_gradient(teacher)
 
 
 @checked
@@ -248,9 +246,8 @@ def ict_loss(
         Song and Dhariwal, *Improved Techniques for Training Consistency Models*, ICLR 2024, arXiv 2310.14189.
     """
     key_sigma, key_noise = jax.random.split(key)
-    n = doubling_steps(step, total_steps=total_steps, s0=s0, s1=s1)
-    grid = dict(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
-    pair = sample_sigma_pair(key_sigma, n, len(x), p_mean=p_mean, p_std=p_std, **grid)
+    levels = dict(p_mean=p_mean, p_std=p_std, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
+    _, pair = _scheduled_pair(key_sigma, len(x), step, total_steps, s0, s1, **levels)
     student, teacher = consistency_pair(
         apply_fn,
         params,
@@ -339,20 +336,17 @@ def slct_loss(
     if coupling_groups and len(x) % coupling_groups:
         raise ValueError(f"coupling_groups must divide the batch of {len(x)}, got {coupling_groups}")
     key_sigma, key_noise = jax.random.split(key)
-    n = doubling_steps(step, total_steps=total_steps, s0=s0, s1=s1)
-    grid = dict(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
-    pair = sample_sigma_pair(key_sigma, n, len(x), p_mean=p_mean, p_std=p_std, **grid)
+    levels = dict(p_mean=p_mean, p_std=p_std, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
+    n, pair = _scheduled_pair(key_sigma, len(x), step, total_steps, s0, s1, **levels)
     noise = jax.random.normal(key_noise, x.shape, x.dtype)
     if coupling_groups:
         groups = [points.reshape(coupling_groups, -1, *x.shape[1:]) for points in (x, noise)]
         noise = jax.vmap(lambda x, z: z[minibatch_ot(x, z)])(*groups).reshape(x.shape)
 
-    def model(sigma):
-        noisy = x + (_per_example(sigma, x) * noise).astype(x.dtype)
-        clean = consistency_apply(apply_fn, params, noisy, sigma, sigma_data=sigma_data, sigma_min=sigma_min)
-        return clean.reshape(len(x), -1)
-
-    student, low = model(pair.high), model(pair.low)
+    student, low = (
+        _at_level(apply_fn, params, x, noise, sigma, sigma_data, sigma_min).reshape(len(x), -1)
+        for sigma in (pair.high, pair.low)
+    )
     consistency = cauchy(student, jax.lax.stop_gradient(low), c=adaptive_c(n) if c is None else c)
     denoising = jnp.sum(jnp.square(low - at_least_float32(x).reshape(len(x), -1)), axis=-1)
     is_low = pair.index < jnp.floor(diffusion_ratio * n)
@@ -405,5 +399,13 @@ def consistency_sample(
     return x
 
 
-def _per_example(values, x):
-    return values.reshape(-1, *[1] * (x.ndim - 1))
+def _at_level(apply_fn, params, x, noise, sigma, sigma_data, sigma_min):
+    """The model's image of examples at a noise level."""
+    noisy = x + (per_example(sigma, x) * noise).astype(x.dtype)
+    return consistency_apply(apply_fn, params, noisy, sigma, sigma_data=sigma_data, sigma_min=sigma_min)
+
+
+def _scheduled_pair(key, batch, step, total_steps, s0, s1, **levels):
+    """The number of points of the grid at a step, and a pair of its levels for each example."""
+    n = doubling_steps(step, total_steps=total_steps, s0=s0, s1=s1)
+    return n, sample_sigma_pair(key, n, batch, **levels)

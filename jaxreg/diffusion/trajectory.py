@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxreg.diffusion.levels import per_example
 from jaxreg.losses import pseudo_huber
 from jaxreg.precision import at_least_float32
 from jaxreg.schedules import karras_sigma
@@ -80,7 +81,7 @@ def ctm_jump(
     check_range("sigma_data", sigma_data, "(0, inf)")
     t, s = (jnp.broadcast_to(at_least_float32(jnp.asarray(level)), x.shape[:1]) for level in (t, s))
     noises = 0.25 * jnp.log(t), 0.25 * jnp.log(s)
-    t, s = _per_example(t, x), _per_example(s, x)
+    t, s = per_example(t, x), per_example(s, x)
     scale = jax.lax.rsqrt(jnp.square(t) + jnp.square(sigma_data))
     wide = at_least_float32(x)
     output = apply_fn(params, (scale * wide).astype(x.dtype), *noises)
@@ -116,7 +117,7 @@ def ctm_score(
     """
     denoised = ctm_jump(apply_fn, params, x, t, t, sigma_data=sigma_data).denoised
     level = jnp.broadcast_to(at_least_float32(jnp.asarray(t)), x.shape[:1])
-    return (denoised - at_least_float32(x)) / jnp.square(_per_example(level, x))
+    return (denoised - at_least_float32(x)) / jnp.square(per_example(level, x))
 
 
 @checked
@@ -141,10 +142,10 @@ def heun_step(
         Karras et al., *Elucidating the Design Space of Diffusion-Based Generative Models*, NeurIPS 2022,
         arXiv 2206.00364.
     """
-    gap = _per_example(s - t, x)
-    slope = (x - denoiser(x, t)) / _per_example(t, x)
+    gap = per_example(s - t, x)
+    slope = (x - denoiser(x, t)) / per_example(t, x)
     euler = x + gap * slope
-    slope_there = (euler - denoiser(euler, s)) / _per_example(s, x)
+    slope_there = (euler - denoiser(euler, s)) / per_example(s, x)
     return x + gap * 0.5 * (slope + slope_there)
 
 
@@ -219,7 +220,7 @@ def ctm_loss(
     last = jnp.full([batch], n_grid - 1)
     end = last if to_the_end else jax.random.randint(key_s, [batch], start + k, n_grid)
     t, u, s = level(start), level(start + k), level(end)
-    x_t = at_least_float32(x) + _per_example(t, x) * jax.random.normal(key_noise, x.shape)
+    x_t = at_least_float32(x) + per_example(t, x) * jax.random.normal(key_noise, x.shape)
     x_u = jax.lax.fori_loop(
         0, k, lambda i, point: heun_step(teacher_denoiser, point, level(start + i), level(start + i + 1)), x_t
     )
@@ -288,7 +289,7 @@ def ctm_dsm_loss(
     upper = (high + upper_share * (low - high) * jax.random.uniform(key_upper, [len(x) - half])) ** rho
     q = jnp.concatenate([lognormal, upper])
     wide = at_least_float32(x)
-    noisy = (wide + _per_example(q, x) * jax.random.normal(key_noise, x.shape)).astype(x.dtype)
+    noisy = (wide + per_example(q, x) * jax.random.normal(key_noise, x.shape)).astype(x.dtype)
     error = ctm_jump(apply_fn, params, noisy, q, q, sigma_data=sigma_data).denoised - wide
     weight = (jnp.square(q) + jnp.square(sigma_data)) / jnp.square(q * sigma_data)
     return weight * jnp.sum(jnp.square(error).reshape(len(x), -1), axis=-1)
@@ -342,7 +343,7 @@ def ctm_adversarial_losses(
     key_t, key_noise = jax.random.split(key)
     index = jax.random.randint(key_t, [len(x)], 1, n_grid)
     t = karras_sigma(index, n_grid, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
-    noisy = at_least_float32(x) + _per_example(t, x) * jax.random.normal(key_noise, x.shape)
+    noisy = at_least_float32(x) + per_example(t, x) * jax.random.normal(key_noise, x.shape)
     fake = ctm_jump(apply_fn, params, noisy.astype(x.dtype), t, sigma_min, sigma_data=sigma_data).point
     generator = -critic_fn(jax.lax.stop_gradient(critic_params), fake)
     of_data, of_fakes = critic_fn(critic_params, x), critic_fn(critic_params, jax.lax.stop_gradient(fake))
@@ -430,7 +431,3 @@ def ctm_sample(
         spread = jnp.sqrt((1 - kept) * (following - sigma_min) * (following + s))
         x = x + spread * jax.random.normal(jax.random.fold_in(key, position), shape)
     return x
-
-
-def _per_example(values, x):
-    return values.reshape(-1, *[1] * (x.ndim - 1))

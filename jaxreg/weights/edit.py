@@ -11,13 +11,13 @@ of a diffusion sampler, see :func:`jaxreg.diffusion.switch_params`.
 Every function goes leaf by leaf. Several models are one stacked tree with a leading axis.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from jaxreg.paths import natural_order
 from jaxreg.precision import at_least_float32, is_floating
 from jaxreg.typing import Array, Float, PRNGKeyArray, PyTree, ScalarLike, checked
 from jaxreg.validation import check_range
@@ -162,12 +162,13 @@ def shallow_layers(params: PyTree, *, keep: int = 7, order: Sequence[str] | None
     def owner(path):
         return jax.tree_util.keystr(path[:-1], simple=True, separator="/")
 
-    found = {owner(path) for path, leaf in jax.tree_util.tree_leaves_with_path(params) if jnp.ndim(leaf) >= 2}
+    matrices = {owner(path) for path, leaf in jax.tree_util.tree_leaves_with_path(params) if jnp.ndim(leaf) >= 2}
+    found = sorted(matrices, key=natural_order)
     if order is None:
-        order = sorted(found, key=_natural)
+        order = found
     unknown = [name for name in order if name not in found]
     if unknown:
-        raise ValueError(f"order must name layers, of which there are {sorted(found, key=_natural)}, got {unknown}")
+        raise ValueError(f"order must name layers, of which there are {found}, got {unknown}")
     chosen = set(order[:keep])
     return jax.tree.map_with_path(lambda path, leaf: owner(path) in chosen, params)
 
@@ -388,8 +389,3 @@ def _round_between(v, levels, where=True):
     low, high = jnp.min(v, where=where, initial=jnp.inf), jnp.max(v, where=where, initial=-jnp.inf)
     step = (high - low) / (levels - 1)
     return jnp.where(step > 0, low + step * jnp.round((v - low) / jnp.where(step > 0, step, 1.0)), v)
-
-
-def _natural(name):
-    """Sorts numbers within names by their value."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]

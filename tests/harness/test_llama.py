@@ -16,10 +16,10 @@ from experiments.harness.llama import (
     Matrix,
     flops_per_token,
     learning_rate_multipliers,
-    max_attention_logits,
     next_token_loss,
     parameter_count,
 )
+from experiments.harness.vitals import max_attention_logits
 from jaxreg.paths import is_named
 
 SMALL = LlamaConfig(vocab_size=11, context=8, layers=2, width=16, heads=2, hidden=24)

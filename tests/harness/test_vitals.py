@@ -6,7 +6,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.harness.vitals import nonfinite_leaf, read_vitals
+from experiments.harness.vitals import read_vitals
 from jaxreg.optim import adam8bit, momentum_reset, spam
 
 LAYERS, WIDTH = 3, 4
@@ -211,17 +211,3 @@ def test_sharded_leaves_have_the_same_norms():
     optimizer = optax.adam(0.1)
     measured = jax.jit(lambda g, s: read_vitals(jnp.float32(0), g, g, g, s))(sharded, optimizer.init(sharded))
     assert_norms(measured.gradient_norms, group_norms(random_like(PARAMS, 1)))
-
-
-def test_the_first_leaf_that_is_not_finite_is_named():
-    kernel = np.zeros([3, 4], np.float32)
-    tree = {"params": {"blocks": {"query": {"kernel": kernel.copy()}}, "head": np.full(5, np.inf)}, "step": 7}
-    tree["params"]["blocks"]["query"]["kernel"][1, 2:] = np.nan, -np.inf
-    found = nonfinite_leaf(tree)
-    assert found == ("params/blocks/query/kernel", 2, 12)
-    assert str(found) == "params/blocks/query/kernel (2 of 12 entries)"
-    tree["params"]["blocks"]["query"]["kernel"] = kernel
-    assert nonfinite_leaf(tree) == ("params/head", 5, 5)
-    tree["params"]["head"] = np.zeros(5, jnp.bfloat16)
-    assert nonfinite_leaf(tree) is None
-    assert nonfinite_leaf({}) is None
