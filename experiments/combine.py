@@ -47,7 +47,7 @@ class LanguageModel:
         check_range("search_batches", search_batches, "[1, inf)")
         check_range("report_batches", report_batches, "[1, inf)")
         run = Pretraining(read_settings(workdir), devices)
-        self.shapes = run.placement.shapes(jax.eval_shape(run.fresh_state))
+        self.shapes = run.shapes()
         total = search_batches + report_batches
         batches = run.corpus.validation(total)
         _check_disjoint(batches, total, run.settings.model.context, in_memory=len(run.corpus.text) > 0)

@@ -34,7 +34,7 @@ from experiments.harness.llama import parameter_count
 from experiments.harness.pretraining import DeviceSettings, Pretraining, Settings, Several, adopt_state
 from experiments.harness.progress import TrainingProgress
 from experiments.harness.spikes import SpikeRecorder
-from experiments.harness.trainer import Feed, Interrupted, NonFinite, TrainState, Upkeep, fit, own_feed
+from experiments.harness.trainer import Feed, Interrupted, NonFinite, TrainState, Upkeep, fit, own_feed, steps_taken
 
 console = Console(highlight=False)
 
@@ -86,7 +86,7 @@ def train(
             Checkpoints(workdir / "checkpoints", keep=upkeep.keep, keep_every=upkeep.keep_every)
         )
         state, feed = _start(run, checkpoints)
-        done = int(np.max(run.placement.fetch(state.step)))
+        done = steps_taken(state, run.placement)
         used = run.placement.devices
         say(
             f"{settings.model.preset}: {parameter_count(run.config) / 1e6:.3g} M parameters, "
@@ -158,7 +158,7 @@ def replay(
     then, now = Pretraining(settings, devices), Pretraining(changed, devices)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         state, feed = _start(then, checkpoints, before=step)
-    begin = int(np.max(then.placement.fetch(state.step)))
+    begin = steps_taken(state, then.placement)
     state = state._replace(optimizer_state=adopt_state(now.create().optimizer_state, state.optimizer_state))
     console.print(f"replaying steps {begin + 1} to {step + after} with {name}")
     directory = results.prepare(workdir / "replays" / f"step_{step}" / re.sub(r"[^\w=.-]+", "_", name))
@@ -178,12 +178,9 @@ def replay(
     for label, lines in {"what happened": happened, **replays}.items():
         lines = [line for line in lines if "loss" in line and line["step"] >= step]
         if lines:
-            first, *_, last = values = [
-                math.nan if line["loss"] is None else line["loss"] for line in (*lines, lines[-1])
-            ]
-            console.print(
-                f"{label}: loss {first:.4f} at step {step}, at most {np.max(values):.4f}, {last:.4f} at the end"
-            )
+            values = [math.nan if line["loss"] is None else line["loss"] for line in lines]
+            first, most, last = values[0], np.max(values), values[-1]
+            console.print(f"{label}: loss {first:.4f} at step {step}, at most {most:.4f}, {last:.4f} at the end")
     console.print(f"plot: {plot}")
     return 0
 
@@ -214,7 +211,7 @@ def generate(
         chosen = checkpoints.latest() if step is None else step
         if chosen is None:
             raise ValueError(f"workdir must hold a checkpoint, {workdir} has none")
-        state, _ = checkpoints.restore(chosen, run.placement.shapes(jax.eval_shape(run.fresh_state)))
+        state, _ = checkpoints.restore(chosen, run.shapes())
     tokens = run.corpus.encode(prompt)
     added = sample(run.config, state.params, tokens, length=length, temperature=temperature, key=jax.random.key(seed))
     console.print(run.corpus.decode(np.concatenate([tokens, added])), markup=False, soft_wrap=True)
@@ -268,7 +265,7 @@ def _start(run: Pretraining, checkpoints: Checkpoints, before: int | None = None
     latest = checkpoints.latest(before)
     if latest is None:
         return run.create(), Feed(run.corpus.train)
-    state, extra = checkpoints.restore(latest, run.placement.shapes(jax.eval_shape(run.fresh_state)))
+    state, extra = checkpoints.restore(latest, run.shapes())
     return run.placement.put(state), Feed(run.corpus.train, own_feed(extra))
 
 
@@ -291,6 +288,11 @@ def _take_directory(workdir: Path, settings: Settings) -> None:
 
 
 def read_settings(workdir: Path) -> Settings:
+    """The settings of the run in a directory.
+
+    Raises:
+        ValueError: it holds none.
+    """
     try:
         return Settings.from_json(json.loads((workdir / CONFIG).read_text()))
     except OSError as error:

@@ -42,7 +42,7 @@ def last_state(workdir):
     """Parameters, optimizer state and feed of the last checkpoint."""
     run = Pretraining(pretrain.read_settings(workdir), DeviceSettings(devices=1))
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        return checkpoints.restore(checkpoints.latest(), run.placement.shapes(jax.eval_shape(run.fresh_state)))
+        return checkpoints.restore(checkpoints.latest(), run.shapes())
 
 
 def assert_same(state, expected):

@@ -145,12 +145,20 @@ def transformer_shapes(size: int, leaves: int) -> dict[str, jax.ShapeDtypeStruct
     )
 
 
+def random_like(shapes: Mapping, *leading: int) -> Mapping:
+    """Normally distributed arrays of given shapes, with further leading axes."""
+    leaves, structure = jax.tree.flatten(shapes)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    draw = jax.jit(jax.random.normal, static_argnums=1)
+    return structure.unflatten([draw(key, (*leading, *leaf.shape)) for key, leaf in zip(keys, leaves, strict=True)])
+
+
 def measure(name: str, shapes: Mapping, *, repeats: int) -> dict[str, object]:
     """The row of one optimizer."""
     optimizer, peer = OPTIMIZERS[name](), OPTIMIZERS["adamw"]()
     peer_step, peer_compile_seconds = _compile(peer, shapes)
     step, compile_seconds = _compile(optimizer, shapes)
-    gradients = _random_like(shapes)
+    gradients = random_like(shapes)
     ratio = paired_ratio(_stepper(step, optimizer, gradients), _stepper(peer_step, peer, gradients), repeats=repeats)
     return {
         "name": name,
@@ -170,7 +178,7 @@ def measure_torch(name: str, make: Callable, shapes: Mapping, *, repeats: int) -
     peer = OPTIMIZERS["adamw"]()
     peer_step, _ = _compile(peer, shapes)
     advance, state_bytes = torch_peers.stepper(make, [leaf.shape for leaf in jax.tree.leaves(shapes)])
-    ratio = paired_ratio(advance, _stepper(peer_step, peer, _random_like(shapes)), repeats=repeats)
+    ratio = paired_ratio(advance, _stepper(peer_step, peer, random_like(shapes)), repeats=repeats)
     return {
         "name": name,
         "ratio": round(ratio.median, 4),
@@ -226,13 +234,6 @@ def _stepper(step, optimizer, gradients):
         params, state = jax.block_until_ready(step(params, state, gradients))
 
     return advance
-
-
-def _random_like(shapes):
-    leaves, structure = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    draw = jax.jit(jax.random.normal, static_argnums=1)
-    return structure.unflatten([draw(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)])
 
 
 def _size(tree):

@@ -78,7 +78,8 @@ def main(
     run = Pretraining(settings)
     peak = matrix_flops_per_second(settings.model.dtype)
     rows = []
-    with Console(stderr=True).status("") as status, minimal_loop(run, steps) as peer:
+    peer = minimal_loop(run, steps)
+    with Console(stderr=True).status("") as status:
         for name in only or OPTIMIZERS:
             status.update(f"timing {name}")
             rows.append(measure(name, settings, peer, repeats=repeats, steps=steps, peak=peak))
@@ -140,8 +141,7 @@ def trainer(run: Pretraining, steps: int) -> Iterator[Callable[[], None]]:
         yield advance
 
 
-@contextmanager
-def minimal_loop(run: Pretraining, steps: int) -> Iterator[Callable[[], None]]:
+def minimal_loop(run: Pretraining, steps: int) -> Callable[[], None]:
     """A function that takes steps with the least one can do."""
     optimizer = optax.adamw(run.settings.optimization.learning_rate)
 
@@ -161,7 +161,7 @@ def minimal_loop(run: Pretraining, steps: int) -> Iterator[Callable[[], None]]:
             params, state, loss = compiled(params, state, batches[number % len(batches)])
         jax.block_until_ready((params, loss))
 
-    yield advance
+    return advance
 
 
 def matrix_flops_per_second(dtype: str, size: int | None = None) -> float:

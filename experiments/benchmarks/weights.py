@@ -28,7 +28,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from experiments.benchmarks.optimizers import RESULTS, transformer_shapes
+from experiments.benchmarks.optimizers import RESULTS, random_like, transformer_shapes
 from experiments.benchmarks.timing import Ratio, paired_ratio
 from experiments.harness import results
 from experiments.harness.checkpoint_stacks import combine_checkpoints
@@ -105,12 +105,9 @@ def main(
 
 def measure(shapes: Mapping, *, checkpoints: int, population: int, repeats: int) -> list[dict[str, object]]:
     """The rows of combinations in memory."""
-    leaves, structure = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    draw = jax.jit(jax.random.normal, static_argnums=1)
-    stack = structure.unflatten([draw(key, (checkpoints, *leaf.shape)) for key, leaf in zip(keys, leaves, strict=True)])
-    single = draw(jax.random.key(1), (checkpoints,))
-    several = draw(jax.random.key(2), (population, checkpoints))
+    stack = random_like(shapes, checkpoints)
+    single = jax.random.normal(jax.random.key(1), [checkpoints])
+    several = jax.random.normal(jax.random.key(2), [population, checkpoints])
     combine = jax.jit(linear_combination)
     total = jax.jit(lambda stack: [jnp.sum(leaf) for leaf in jax.tree.leaves(stack)])
 
@@ -176,13 +173,6 @@ def table(result: Mapping) -> Table:
     return grid
 
 
-def _random_like(shapes: Mapping, *leading: int) -> Mapping:
-    leaves, structure = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    draw = jax.jit(jax.random.normal, static_argnums=1)
-    return structure.unflatten([draw(key, (*leading, *leaf.shape)) for key, leaf in zip(keys, leaves, strict=True)])
-
-
 def _row(name: str, peer: str, ratio: Ratio) -> dict[str, object]:
     return {
         "name": name,
@@ -207,7 +197,7 @@ def _stream(name: str, size: int, leaves: int, checkpoints: int) -> dict[str, fl
 
 def _write(directory: Path, shapes: Mapping, checkpoints: int) -> None:
     with Checkpoints(directory, keep=None, asynchronous=False) as written:
-        written.save(0, _random_like(shapes), {})
+        written.save(0, random_like(shapes), {})
     for step in range(1, checkpoints):
         shutil.copytree(directory / "0", directory / str(step), copy_function=os.link)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.harness.checkpoint_leaves import LeafReader, Select
 from experiments.harness.checkpoints import CheckpointError, Checkpoints
-from jaxreg.precision import at_least_float32
+from jaxreg.precision import at_least_float32, is_floating
 from jaxreg.validation import check_range
 
 GROUP_BYTES = 2**28
@@ -165,7 +165,7 @@ def combine_checkpoints(
             reader.check(steps[at])
         combined = {}
         for group in reader.groups(group_bytes):
-            floating = [number for number in group if jnp.issubdtype(reader.leaves[number].dtype, jnp.floating)]
+            floating = [number for number in group if is_floating(reader.leaves[number])]
             totals = _sum(reader, steps, coefficients, contributing, floating)
             others = [number for number in group if number not in totals]
             totals |= zip(others, reader.read(steps[-1], others), strict=True)

@@ -285,6 +285,10 @@ class Pretraining:
         """The state before the first step, on the devices."""
         return self.placement.create(self.fresh_state)
 
+    def shapes(self) -> TrainState:
+        """The shapes of a saved state, and how restored arrays are to lie."""
+        return self.placement.shapes(jax.eval_shape(self.fresh_state))
+
     def loss(self, params: Any, rows: Any) -> tuple[Any, Any]:
         """Mean loss of a batch's rows, in nats a token, and the model's vitals."""
         logits, sown = self.model.apply(params, rows[:, :-1], mutable=["vitals"])
@@ -296,14 +300,20 @@ class Pretraining:
         losses, _ = next_token_loss(self.model.apply(params, rows[:, :-1]), rows[:, 1:])
         return jnp.mean(losses)
 
-    def evaluation(self, batches: int) -> Callable[[TrainState], dict[str, Any]]:
-        """A function that validates a state, on the same held-out batches each time."""
-        mean = self.placement.compile_mean(self.validation_loss)
+    def evaluation(self, batches: int, *, side_by_side: bool = False) -> Callable[[TrainState], dict[str, Any]]:
+        """A function that validates a state, on the same held-out batches each time.
+
+        Args:
+            batches: how many.
+            side_by_side: whether the state is that of several runs, which get a list of losses.
+        """
+        loss = jax.vmap(self.validation_loss, (0, None)) if side_by_side else self.validation_loss
+        mean = self.placement.compile_mean(loss)
         rows = [self.placement.rows(batch.tokens) for batch in self.corpus.validation(batches)]
 
         def evaluate(state):
             losses = [mean(state.params, part) for part in rows]
-            return {"validation_loss": float(np.mean(jax.device_get(losses)))}
+            return {"validation_loss": np.mean(jax.device_get(losses), axis=0).tolist()}
 
         return evaluate
 

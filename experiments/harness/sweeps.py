@@ -69,6 +69,7 @@ def sweep(
         raise ValueError("parallel must be mesh for a sweep, got pmap")
     if at_once is not None and at_once < 1:
         raise ValueError(f"sweep_at_once must be at least 1, got {at_once}")
+    evaluate = run.evaluation(validation_batches, side_by_side=True)
     losses: list[float] = []
     with Journal(workdir) as journal:
         while len(losses) < len(values):
@@ -84,7 +85,7 @@ def sweep(
                 placement=run.placement,
                 upkeep=upkeep,
                 journal=journal,
-                evaluate=_evaluation(run, validation_batches),
+                evaluate=evaluate,
                 on_step=lambda step, figures, seen=seen: (seen.update(figures), on_step(step, figures)),
             )
             losses += seen["validation_loss"]
@@ -122,13 +123,3 @@ def _fitting(run, name, values, *, halve):
 def _memory(device):
     stats = device.memory_stats() or {}
     return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _evaluation(run, batches):
-    mean = run.placement.compile_mean(lambda params, rows: jax.vmap(run.validation_loss, (0, None))(params, rows))
-    rows = [run.placement.rows(batch.tokens) for batch in run.corpus.validation(batches)]
-
-    def evaluate(state):
-        return {"validation_loss": np.mean([mean(state.params, part) for part in rows], axis=0).tolist()}
-
-    return evaluate

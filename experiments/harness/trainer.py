@@ -1,6 +1,6 @@
 """The training loop of long runs: what happens between two steps, so that a killed, stopped or broken run loses little.
 
-A run is a function ``step(state, rows) -> (state, Vitals)``, made by :func:`make_step`, and a feed of batches;
+A run is a function ``step(state, rows) -> (state, Report)``, made by :func:`make_step`, and a feed of batches;
 :func:`fit` takes them to the end. It never waits for the step it has just started: what a step reports is read a few
 steps later, while the devices are busy with the next ones.
 """
@@ -78,6 +78,11 @@ Loss = Callable[[Any, Any], tuple[Float[Array, ""], Any]]
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
     return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
+
+
+def steps_taken(state: TrainState, placement: Placement) -> int:
+    """How far a state is; runs that are trained side by side are equally far."""
+    return int(np.max(placement.fetch(state.step)))
 
 
 def make_step(
@@ -266,7 +271,7 @@ def fit(
     names = leaf_names(state.params)
     template = placement.shapes(jax.eval_shape(placement.to_save, state))
     pending: collections.deque[tuple[int, int, Batch, Report]] = collections.deque()
-    done = int(np.max(placement.fetch(state.step)))
+    done = steps_taken(state, placement)
     rollbacks: dict[int, int] = collections.defaultdict(int)
 
     def settle(keep=0):
@@ -298,10 +303,10 @@ def fit(
                 pending.append((done, number, batch, report))
                 settle(keep=LATENESS)
                 last = done == steps
-                if last:
+                due = evaluate is not None and (done % upkeep.evaluate_every == 0 or last)
+                if due or last:
                     settle()
-                if evaluate is not None and (done % upkeep.evaluate_every == 0 or last):
-                    settle()
+                if due:
                     figures = evaluate(state)
                     if journal is not None:
                         journal.write(done, **figures)
