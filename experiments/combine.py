@@ -23,8 +23,10 @@ from experiments.harness import results
 from experiments.harness.checkpoints import CheckpointError
 from experiments.harness.coefficient_search import Effort
 from experiments.harness.combination import combine, console
-from experiments.harness.pretraining import DeviceSettings, Pretraining
-from experiments.pretrain import CONFIG, read_settings
+from experiments.harness.pretraining import Pretraining
+from experiments.harness.run_settings import DeviceSettings
+from experiments.harness.training_run import CONFIG
+from experiments.pretrain import read_settings
 from jaxreg.validation import check_range
 
 

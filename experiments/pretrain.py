@@ -12,9 +12,7 @@ A run has a directory, `runs/PRESET` by default: config.json, checkpoints/, metr
 SIGTERM and control-C save and stop; what a killed run has lost is what came after its last checkpoint.
 """
 
-import contextlib
 import dataclasses
-import json
 import math
 import re
 import sys
@@ -26,21 +24,20 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from experiments.harness import mesh, results, run_plots, sweeps
-from experiments.harness.checkpoints import CheckpointError, Checkpoints
+from experiments.harness import mesh, results, run_plots, sweeps, training_run
+from experiments.harness.checkpoints import Checkpoints
 from experiments.harness.generation import generate as sample
 from experiments.harness.journal import METRICS, Journal, read_journal
 from experiments.harness.llama import parameter_count
-from experiments.harness.pretraining import DeviceSettings, Pretraining, Settings, Several, adopt_state
+from experiments.harness.pretraining import Pretraining, Settings, adopt_state
 from experiments.harness.progress import TrainingProgress
-from experiments.harness.spikes import SpikeRecorder
-from experiments.harness.trainer import Feed, Interrupted, NonFinite, TrainState, Upkeep, fit, own_feed, steps_taken
+from experiments.harness.run_settings import DeviceSettings, Several
+from experiments.harness.trainer import Upkeep, fit, steps_taken
+from experiments.harness.training_run import carry_out, read_state, run_command, start, take_directory
 
 console = Console(highlight=False)
 
 Grouped = tyro.conf.OmitArgPrefixes
-
-CONFIG = "config.json"
 
 
 def train(
@@ -75,47 +72,22 @@ def train(
     run = Pretraining(settings, devices)
     run.optimizer()  # or what is wrong with it would be known only after the directory is taken
     grid = None if sweep is None else sweeps.parse_sweep(sweep)
-    _take_directory(workdir, settings)
+    take_directory(workdir, settings)
     if grid is not None:
         return _sweep(run, *grid, workdir, upkeep, validation_batches, sweep_at_once)
-    first = jax.process_index() == 0  # the process that writes and speaks
-    evaluate = run.evaluation(validation_batches)
-    with contextlib.ExitStack() as stack:
-        say = console.print if first else lambda message: None
-        checkpoints = stack.enter_context(
-            Checkpoints(workdir / "checkpoints", keep=upkeep.keep, keep_every=upkeep.keep_every)
-        )
-        state, feed = _start(run, checkpoints)
-        done = steps_taken(state, run.placement)
-        used = run.placement.devices
-        say(
-            f"{settings.model.preset}: {parameter_count(run.config) / 1e6:.3g} M parameters, "
-            f"{settings.optimization.optimizer}, {len(used)} x {used[0].device_kind}, "
-            f"{f'on from step {done}' if done else 'from the start'}, in {workdir}"
-        )
-        journal = recorder = progress = None
-        if first:
-            stack.push(lambda kind, error, trace: _summarize(workdir, kind))
-            resume_step = done or None
-            journal = stack.enter_context(Journal(workdir, resume_step=resume_step, tensorboard=tensorboard))
-            recorder = stack.enter_context(SpikeRecorder(workdir, resume_step=resume_step))
-            tokens = settings.data.batch * settings.model.context
-            steps = settings.optimization.steps
-            progress = stack.enter_context(TrainingProgress(steps, tokens_per_step=tokens, start=done, console=console))
-        fit(
-            state,
-            run.placement.compile(run.step()),
-            feed,
-            steps=settings.optimization.steps,
-            placement=run.placement,
-            upkeep=upkeep,
-            checkpoints=checkpoints,
-            journal=journal,
-            recorder=recorder,
-            evaluate=evaluate,
-            on_step=lambda step, figures: progress and "loss" in figures and progress.update(step, figures["loss"]),
-            say=say,
-        )
+    carry_out(
+        run,
+        workdir,
+        upkeep=upkeep,
+        introduction=f"{settings.model.preset}: {parameter_count(run.config) / 1e6:.3g} M parameters, "
+        f"{settings.optimization.optimizer}",
+        items_per_step=settings.data.batch * settings.model.context,
+        unit="tokens",
+        console=console,
+        evaluate=run.evaluation(validation_batches),
+        tensorboard=tensorboard,
+        summarize=lambda: _summarize(workdir),
+    )
     return 0
 
 
@@ -157,7 +129,7 @@ def replay(
     changed, name = _changed(settings, optimizer, option, learning_rate, clip_norm, spike_probability)
     then, now = Pretraining(settings, devices), Pretraining(changed, devices)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        state, feed = _start(then, checkpoints, before=step)
+        state, feed = start(then, checkpoints, before=step)
     begin = steps_taken(state, then.placement)
     state = state._replace(optimizer_state=adopt_state(now.create().optimizer_state, state.optimizer_state))
     console.print(f"replaying steps {begin + 1} to {step + after} with {name}")
@@ -207,21 +179,16 @@ def generate(
         The exit code.
     """
     run = Pretraining(read_settings(workdir))
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        chosen = checkpoints.latest() if step is None else step
-        if chosen is None:
-            raise ValueError(f"workdir must hold a checkpoint, {workdir} has none")
-        state, _ = checkpoints.restore(chosen, run.shapes())
+    state = read_state(run, workdir, step)
     tokens = run.corpus.encode(prompt)
     added = sample(run.config, state.params, tokens, length=length, temperature=temperature, key=jax.random.key(seed))
     console.print(run.corpus.decode(np.concatenate([tokens, added])), markup=False, soft_wrap=True)
     return 0
 
 
-def _summarize(workdir: Path, ended_by: type[BaseException] | None) -> None:
-    """Plots a run that has ended, been stopped or broken, which is the one that wants looking at."""
+def _summarize(workdir: Path) -> None:
     lines = read_journal(workdir / METRICS)
-    if (ended_by is None or issubclass(ended_by, NonFinite | Interrupted)) and any("loss" in line for line in lines):
+    if any("loss" in line for line in lines):
         validated = [line for line in lines if "validation_loss" in line]
         for line in validated[-1:]:
             console.print(f"validation loss: {line['validation_loss']:.4f} nats a token, after step {line['step']}")
@@ -238,7 +205,7 @@ def _sweep(
     at_once: int | None,
 ) -> int:
     tokens = run.settings.data.batch * run.settings.model.context * len(values)
-    with TrainingProgress(run.settings.optimization.steps, tokens_per_step=tokens, console=console) as progress:
+    with TrainingProgress(run.settings.optimization.steps, items_per_step=tokens, console=console) as progress:
 
         def on_step(step, figures):
             if "loss" in figures:
@@ -260,45 +227,13 @@ def _sweep(
     return 0
 
 
-def _start(run: Pretraining, checkpoints: Checkpoints, before: int | None = None) -> tuple[TrainState, Feed]:
-    """From the last checkpoint, that is before some step, or from scratch."""
-    latest = checkpoints.latest(before)
-    if latest is None:
-        return run.create(), Feed(run.corpus.train)
-    state, extra = checkpoints.restore(latest, run.shapes())
-    return run.placement.put(state), Feed(run.corpus.train, own_feed(extra))
-
-
-def _take_directory(workdir: Path, settings: Settings) -> None:
-    """Writes down what the run is, or sees to it that it is the same one."""
-    results.prepare(workdir)
-    wanted = dataclasses.asdict(settings)
-    if not (workdir / CONFIG).exists():
-        if jax.process_index() == 0:
-            results.write_json(workdir / CONFIG, wanted)
-        return
-    stored = dataclasses.asdict(read_settings(workdir))
-    for group, values in wanted.items():
-        for name, value in values.items():
-            if value != stored[group][name]:
-                raise ValueError(
-                    f"{workdir} holds a run with {name} = {stored[group][name]!r}, got {value!r}; "
-                    "go on with the same settings, or choose another --workdir"
-                )
-
-
 def read_settings(workdir: Path) -> Settings:
     """The settings of the run in a directory.
 
     Raises:
         ValueError: it holds none.
     """
-    try:
-        return Settings.from_json(json.loads((workdir / CONFIG).read_text()))
-    except OSError as error:
-        raise ValueError(f"workdir must be that of a run: cannot read {workdir / CONFIG}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{workdir / CONFIG} is not the settings of a run: {error!r}") from error
+    return training_run.read_settings(workdir, Settings)
 
 
 def _changed(settings, optimizer, option, learning_rate, clip_norm, spike_probability) -> tuple[Settings, str]:
@@ -325,21 +260,9 @@ COMMANDS = {"train": train, "replay": replay, "generate": generate}
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] not in (*COMMANDS, "-h", "--help"):
-        arguments = ["train", *arguments]  # what it is mostly called for
-    try:
-        return tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, args=arguments, prog="python -m experiments.pretrain", description=__doc__
-        )
-    except Interrupted as event:
-        console.print(f"{event}; the same command goes on from there")
-        return 0
-    except NonFinite as error:
-        console.print(str(error), style="red", markup=False)
-        return 1
-    except (ValueError, CheckpointError, results.OutputError) as error:
-        console.print(str(error), style="red", markup=False, soft_wrap=True)
-        return 2
+    return run_command(
+        COMMANDS, arguments, program="python -m experiments.pretrain", description=__doc__, console=console
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What a corpus gives to training: batches of token windows, and an iterator that can be resumed."""
+"""What training gets: batches of token windows or of other examples, from an iterator that can be resumed."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from jaxreg.typing import Array, Int
+from jaxreg.typing import Array, Int, Shaped
 
 
 class Batch(NamedTuple):
@@ -18,11 +18,28 @@ class Batch(NamedTuple):
     tokens: Int[Array, "rows context+1"]
     positions: Int[Array, " rows"]
 
+    @property
+    def rows(self) -> Int[Array, "rows context+1"]:
+        """What a step of training takes."""
+        return self.tokens
+
+
+class Examples(NamedTuple):
+    """A batch of images or points.
+
+    Attributes:
+        rows: the examples.
+        positions: which they are, of those that are trained on.
+    """
+
+    rows: Shaped[Array, "rows *features"]
+    positions: Int[Array, " rows"]
+
 
 class TrainIterator:
     """Endless batches, each made ahead of its use."""
 
-    def __init__(self, batches: Iterator[tuple[Batch, dict[str, Any]]], state: dict[str, Any]):
+    def __init__(self, batches: Iterator[tuple[Batch | Examples, dict[str, Any]]], state: dict[str, Any]):
         """Wraps pairs of a batch and the state after it.
 
         Args:
@@ -34,7 +51,7 @@ class TrainIterator:
     def __iter__(self) -> "TrainIterator":
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> Batch | Examples:
         batch, self._state = next(self._batches)
         return batch
 

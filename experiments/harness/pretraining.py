@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,14 @@ import numpy as np
 import optax
 import tyro
 
-from experiments.harness import mesh as meshes
+from experiments.harness import run_settings
+from experiments.harness.batches import TrainIterator
 from experiments.harness.corpus import Corpus, open_corpus
 from experiments.harness.faults import inject_spikes
 from experiments.harness.llama import PRESETS, Llama, LlamaConfig, learning_rate_multipliers, next_token_loss
-from experiments.harness.optimizers import make_optimizer, parse_options
-from experiments.harness.placement import OnMesh, Placement, Replicated
-from experiments.harness.trainer import Step, TrainState, init_state, make_step
+from experiments.harness.run_settings import DeviceSettings, OptimizationSettings
+from experiments.harness.trainer import Moment, Step, TrainState, init_state, make_step
 from jaxreg.typing import ScalarLike
-
-Several = tyro.conf.UseAppendAction
 
 
 class Recipe(NamedTuple):
@@ -100,35 +98,6 @@ class DataSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizationSettings:
-    """The optimization.
-
-    Attributes:
-        optimizer: any of jaxreg or optax, by name.
-        option: an argument of it, such as b2=0.95; may be given several times.
-        learning_rate: its peak; the preset's by default.
-        schedule: constant, cosine, linear, wsd, any of optax or jaxreg by name, or refined:FILE.
-        schedule_option: an argument of it; may be given several times.
-        warmup: as a part of the steps, or their number.
-        steps: the preset's by default.
-        clip_norm: largest norm of the gradient.
-        state_bits: 8 keeps the optimizer's state in 8 bits.
-        accumulate: parts in which a batch is worked through, to save memory.
-    """
-
-    optimizer: str = "adamw"
-    option: Annotated[tuple[str, ...], Several] = ()
-    learning_rate: float | None = None
-    schedule: str = "cosine"
-    schedule_option: Annotated[tuple[str, ...], Several] = ()
-    warmup: float = 0.1
-    steps: int | None = None
-    clip_norm: float | None = None
-    state_bits: Literal[32, 8] = 32
-    accumulate: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
 class FaultSettings:
     """Faults to study.
 
@@ -143,27 +112,6 @@ class FaultSettings:
     spike_scale: float = 1000.0
     spike_leaves: str = ".*"
     spike_entries: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class DeviceSettings:
-    """The devices.
-
-    Attributes:
-        devices: how many; all there are, those of other processes included, by default.
-        fsdp: over how many devices parameters and optimizer state are spread.
-        parallel: mesh, or pmap for its classic form.
-        coordinator: address of process 0 where several processes are started by hand.
-        processes: how many those are.
-        process: number of this one, from 0.
-    """
-
-    devices: int | None = None
-    fsdp: int = 1
-    parallel: Literal["mesh", "pmap"] = "mesh"
-    coordinator: str | None = None
-    processes: int | None = None
-    process: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,35 +134,16 @@ class Settings:
         names = [field.name for field in dataclasses.fields(ModelSettings) if hasattr(preset, field.name)]
         given = {name: getattr(self.model, name) for name in names if getattr(self.model, name) is not None}
         model = dataclasses.replace(self.model, **{name: getattr(preset, name) for name in names} | given)
-        chosen = self.optimization
-        optimization = dataclasses.replace(
-            chosen,
-            steps=recipe.steps if chosen.steps is None else chosen.steps,
-            learning_rate=recipe.learning_rate if chosen.learning_rate is None else chosen.learning_rate,
-        )
         batch = recipe.batch if self.data.batch is None else self.data.batch
-        settings = Settings(model, dataclasses.replace(self.data, batch=batch), optimization, self.faults)
-        for name, value, least in (
-            ("context", model.context, 1),
-            ("batch", batch, 1),
-            ("steps", optimization.steps, 1),
-            ("accumulate", optimization.accumulate, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if batch % optimization.accumulate:
-            raise ValueError(f"accumulate must divide the batch, {batch}, got {optimization.accumulate}")
-        return settings
+        if model.context < 1:
+            raise ValueError(f"context must be at least 1, got {model.context}")
+        optimization = self.optimization.complete(steps=recipe.steps, learning_rate=recipe.learning_rate, batch=batch)
+        return Settings(model, dataclasses.replace(self.data, batch=batch), optimization, self.faults)
 
     @classmethod
     def from_json(cls, content: dict[str, dict[str, Any]]) -> "Settings":
         """What ``dataclasses.asdict`` made, back from JSON."""
-        groups = {field.name: field.default for field in dataclasses.fields(cls)}
-        values = {
-            name: {key: tuple(value) if isinstance(value, list) else value for key, value in content[name].items()}
-            for name in groups
-        }
-        return cls(**{name: dataclasses.replace(group, **values[name]) for name, group in groups.items()})
+        return run_settings.from_json(cls, content)
 
 
 class Pretraining:
@@ -245,7 +174,7 @@ class Pretraining:
         overridden["vocab_size"] = self.corpus.vocab_size
         self.config: LlamaConfig = dataclasses.replace(PRESETS[chosen.preset], **overridden)
         self.model = Llama(self.config)
-        self.placement = _place(devices)
+        self.placement = devices.place()
 
     def init_params(self) -> Any:
         """Initial parameters, which the seed decides."""
@@ -258,24 +187,10 @@ class Pretraining:
         Args:
             changed: hyperparameters in place of the settings', arrays too: the learning rate or any option.
         """
-        chosen = self.settings.optimization
-        options = parse_options(chosen.option) | changed
-        learning_rate = options.pop("learning_rate", chosen.learning_rate)
         multipliers = None
         if self.config.mup_base_width is not None:
             multipliers = learning_rate_multipliers(self.config, jax.eval_shape(self.init_params))
-        return make_optimizer(
-            chosen.optimizer,
-            learning_rate,
-            steps=chosen.steps,
-            options=options,
-            schedule=chosen.schedule,
-            schedule_options=parse_options(chosen.schedule_option),
-            warmup=chosen.warmup,
-            clip_norm=chosen.clip_norm,
-            state_bits=chosen.state_bits,
-            multipliers=multipliers,
-        )
+        return self.settings.optimization.build(multipliers=multipliers, **changed)
 
     def fresh_state(self) -> TrainState:
         """The state before the first step."""
@@ -289,7 +204,11 @@ class Pretraining:
         """The shapes of a saved state, and how restored arrays are to lie."""
         return self.placement.shapes(jax.eval_shape(self.fresh_state))
 
-    def loss(self, params: Any, rows: Any) -> tuple[Any, Any]:
+    def batches(self, state: dict[str, Any] | None = None) -> TrainIterator:
+        """The training batches, from the first or from where a run was."""
+        return self.corpus.train(state)
+
+    def loss(self, params: Any, rows: Any, moment: Moment) -> tuple[Any, Any]:
         """Mean loss of a batch's rows, in nats a token, and the model's vitals."""
         logits, sown = self.model.apply(params, rows[:, :-1], mutable=["vitals"])
         losses, _ = next_token_loss(logits, rows[:, 1:], z_loss=self.settings.model.z_loss)
@@ -340,15 +259,6 @@ class Pretraining:
             distort=distort if faults.spike_probability else None,
             axis_name=self.placement.axis_name,
         )
-
-
-def _place(settings: DeviceSettings) -> Placement:
-    devices = jax.devices()
-    if settings.devices is not None and not 1 <= settings.devices <= len(devices):
-        raise ValueError(f"devices must be in [1, {len(devices)}], got {settings.devices}")
-    if settings.parallel == "pmap":
-        return Replicated(devices[: settings.devices])
-    return OnMesh(meshes.make_mesh(settings.fsdp, devices[: settings.devices]))
 
 
 def adopt_state(state: optax.OptState, other: optax.OptState) -> optax.OptState:

@@ -27,13 +27,14 @@ def live_bar(unit: str, *columns: ProgressColumn, console: Console, **options: A
 
 
 class TrainingProgress:
-    """Step, loss, tokens per second and time left of a training run."""
+    """Step, loss, speed and time left of a training run."""
 
     def __init__(
         self,
         total: int,
         *,
-        tokens_per_step: int,
+        items_per_step: int,
+        unit: str = "tokens",
         start: int = 0,
         console: Console | None = None,
         every: float = 30.0,
@@ -43,14 +44,16 @@ class TrainingProgress:
 
         Args:
             total: steps of the whole run.
-            tokens_per_step: in the batches of all devices together.
+            items_per_step: in the batches of all devices together.
+            unit: what these are.
             start: steps that an earlier process has done.
             console: where to show it; standard output by default. If that is a terminal there is a bar.
             every: seconds between two lines elsewhere.
             clock: seconds since whenever.
         """
         self.console = Console() if console is None else console
-        self._total, self._tokens, self._every, self._clock = total, tokens_per_step, every, clock
+        self._total, self._items, self._unit = total, items_per_step, unit
+        self._every, self._clock = every, clock
         self._recent: deque[tuple[float, int]] = deque()
         self._last_line: float | None = None
         self._line = ""
@@ -87,7 +90,8 @@ class TrainingProgress:
         (then, before), (now, _) = self._recent[0], self._recent[-1]
         if step > before and now > then:  # the first step is no measure: it was compiled
             speed = (step - before) / (now - then)
-            parts += [f"{_short(speed * self._tokens)} tokens/s", f"{_duration((self._total - step) / speed)} left"]
+            left = _duration((self._total - step) / speed)
+            parts += [f"{_short(speed * self._items)} {self._unit}/s", f"{left} left"]
         return ", ".join(parts)
 
     def _print(self):

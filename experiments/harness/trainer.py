@@ -26,7 +26,7 @@ from experiments.harness.mesh import gather_json
 from experiments.harness.placement import Placement
 from experiments.harness.spikes import SpikeRecorder
 from experiments.harness.vitals import Vitals, read_vitals
-from jaxreg.typing import Array, Float, Int
+from jaxreg.typing import Array, Float, Int, PRNGKeyArray, ScalarLike
 from jaxreg.validation import check_range
 
 LATENESS = 2
@@ -50,6 +50,36 @@ class TrainState(NamedTuple):
     optimizer_state: optax.OptState
 
 
+class AveragedState(NamedTuple):
+    """What a step changes where an average of the parameters is kept.
+
+    Attributes:
+        step: steps taken.
+        params: of the model.
+        optimizer_state: of the optimizer.
+        average: exponential moving average of the parameters, the initial ones included.
+    """
+
+    step: Int[Array, "*runs"]
+    params: Any
+    optimizer_state: optax.OptState
+    average: Any
+
+
+class Moment(NamedTuple):
+    """What a loss may look at beside parameters and rows.
+
+    Attributes:
+        step: steps taken before this one.
+        key: of this step, and of these rows if they are a part of the batch; None if :func:`make_step` has got none.
+        average: of the parameters after the step before; None where none is kept.
+    """
+
+    step: Int[Array, ""]
+    key: PRNGKeyArray | None
+    average: Any
+
+
 class Report(NamedTuple):
     """What a step says about itself.
 
@@ -71,8 +101,9 @@ class Interrupted(Exception):
     """The run was asked to stop, and has saved what it had."""
 
 
-Step = Callable[[TrainState, Any], tuple[TrainState, Report]]
-Loss = Callable[[Any, Any], tuple[Float[Array, ""], Any]]
+State = TrainState | AveragedState
+Step = Callable[[State, Any], tuple[State, Report]]
+Loss = Callable[[Any, Any, Moment], tuple[Float[Array, ""], Any]]
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
@@ -80,7 +111,13 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSta
     return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
 
 
-def steps_taken(state: TrainState, placement: Placement) -> int:
+def init_averaged_state(params: Any, optimizer: optax.GradientTransformation) -> AveragedState:
+    """The state before the first step, with an average of the parameters."""
+    # A copy: a step gives up the buffers of its state, which cannot be done twice.
+    return AveragedState(*init_state(params, optimizer), jax.tree.map(jnp.copy, params))
+
+
+def steps_taken(state: State, placement: Placement) -> int:
     """How far a state is; runs that are trained side by side are equally far."""
     return int(np.max(placement.fetch(state.step)))
 
@@ -92,43 +129,65 @@ def make_step(
     accumulate: int = 1,
     distort: Callable[[Int[Array, ""], Any], Any] | None = None,
     axis_name: str | None = None,
+    key: PRNGKeyArray | None = None,
+    decay: ScalarLike | None = None,
 ) -> Step:
     """One step of training, to be jitted, vmapped over runs or pmapped.
 
     Args:
-        loss: ``(params, rows) -> (mean loss of the rows, what the model sowed)``.
+        loss: ``(params, rows, moment) -> (mean loss of the rows, what the model sowed)``.
         optimizer: any optax transformation.
         accumulate: in how many parts, one after the other, the rows are worked through; divides their number.
         distort: ``(step, gradients) -> gradients``, a fault to inject.
         axis_name: of the ``pmap`` or ``shard_map`` whose devices have different rows.
+        key: of the run's noise. The loss gets ``fold_in(key, step)``, with the device's number folded in where there
+            is an axis, and split where there are parts.
+        decay: of the average in an :class:`AveragedState`, in [0, 1].
 
     Returns:
         ``(state, rows) -> (state, Report)``.
+
+    Raises:
+        ValueError: ``decay`` is outside its range.
     """
+    check_range("decay", decay, "[0, 1]")
     optimizer = optax.with_extra_args_support(optimizer)
 
-    def value_and_gradients(params, rows):
-        (value, sown), gradients = jax.value_and_grad(loss, has_aux=True)(params, rows)
+    def value_and_gradients(params, rows, moment):
+        (value, sown), gradients = jax.value_and_grad(loss, has_aux=True)(params, rows, moment)
         return value, gradients, sown
 
-    def accumulated(params, rows):
+    def now(state):
+        moment = Moment(state.step, None, getattr(state, "average", None))
+        if key is None:
+            return moment
+        step_key = jax.random.fold_in(key, state.step)
+        if axis_name is not None:
+            step_key = jax.random.fold_in(step_key, jax.lax.axis_index(axis_name))
+        return moment._replace(key=step_key)
+
+    def accumulated(params, rows, moment):
         if accumulate == 1:
-            return value_and_gradients(params, rows)
+            return value_and_gradients(params, rows, moment)
         # Every accumulate-th row: rows that lie on one device stay there.
         parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), rows)
 
+        keys = None if key is None else jax.random.split(moment.key, accumulate)
+
         def add(totals, part):
-            value, gradients, sown = value_and_gradients(params, part)
+            rows, part_key = part
+            value, gradients, sown = value_and_gradients(params, rows, moment._replace(key=part_key))
             return jax.tree.map(jnp.add, totals, (value, gradients)), sown
 
-        shapes = jax.eval_shape(value_and_gradients, params, jax.tree.map(lambda x: x[0], parts))[:2]
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(value_and_gradients, params, first, moment)[:2]
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        totals, sown = jax.lax.scan(add, zeros, parts)
+        totals, sown = jax.lax.scan(add, zeros, (parts, keys))
         value, gradients = jax.tree.map(lambda x: x / accumulate, totals)
         return value, gradients, jax.tree.map(lambda x: jnp.max(x, axis=0), sown)
 
     def step(state, rows):
-        value, gradients, sown = accumulated(state.params, rows)
+        value, gradients, sown = accumulated(state.params, rows, now(state))
         if axis_name is not None:
             value, gradients = jax.lax.pmean((value, gradients), axis_name)
             sown = jax.lax.pmax(sown, axis_name)
@@ -138,7 +197,9 @@ def make_step(
         updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params, value=value)
         params = optax.apply_updates(state.params, updates)
         vitals = read_vitals(value, params, gradients, updates, optimizer_state, sown)
-        new_state = TrainState(state.step + 1, params, optimizer_state)
+        new_state = state._replace(step=state.step + 1, params=params, optimizer_state=optimizer_state)
+        if isinstance(state, AveragedState):
+            new_state = new_state._replace(average=optax.incremental_update(params, state.average, 1 - decay))
         return new_state, Report(vitals, _first_bad((state.params, gradients)))
 
     return step
@@ -231,7 +292,7 @@ class Upkeep:
 
 
 def fit(
-    state: TrainState,
+    state: State,
     step: Step,
     feed: Feed,
     *,
@@ -241,10 +302,10 @@ def fit(
     checkpoints: Checkpoints | None = None,
     journal: Journal | None = None,
     recorder: SpikeRecorder | None = None,
-    evaluate: Callable[[TrainState], dict[str, Any]] | None = None,
+    evaluate: Callable[[State], dict[str, Any]] | None = None,
     on_step: Callable[[int, dict[str, Any]], None] = lambda step, figures: None,
     say: Callable[[str], None] = print,
-) -> TrainState:
+) -> State:
     """Trains until a number of steps has been taken.
 
     Args:
@@ -298,7 +359,7 @@ def fit(
         while done < steps:
             try:
                 number, batch = next(feed)
-                state, report = step(state, placement.rows(batch.tokens))
+                state, report = step(state, placement.rows(batch.rows))
                 done += 1
                 pending.append((done, number, batch, report))
                 settle(keep=LATENESS)

@@ -9,7 +9,7 @@ from experiments.harness.progress import TrainingProgress
 def shown(*, terminal, seconds, steps, losses, **settings):
     """What is printed when steps end at these times."""
     console = Console(file=io.StringIO(), width=100, force_terminal=terminal)
-    with TrainingProgress(100, tokens_per_step=500, console=console, clock=iter(seconds).__next__, **settings) as bar:
+    with TrainingProgress(100, items_per_step=500, console=console, clock=iter(seconds).__next__, **settings) as bar:
         for step, loss in zip(steps, losses, strict=True):
             bar.update(step, loss)
     return console.file.getvalue()
@@ -47,7 +47,7 @@ def test_speed_is_that_of_the_last_half_minute():
 def test_large_numbers_are_short(tokens, seconds, expected):
     console = Console(file=io.StringIO(), width=100)
     with TrainingProgress(
-        100, tokens_per_step=tokens, console=console, every=0, clock=iter([0, seconds]).__next__
+        100, items_per_step=tokens, console=console, every=0, clock=iter([0, seconds]).__next__
     ) as bar:
         bar.update(1)
         bar.update(2)

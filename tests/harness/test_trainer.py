@@ -48,7 +48,7 @@ def feed(bad=(), skipped=()):
     return Feed(lambda state: Numbers(state, bad), {"drawn": 0, "skipped": list(skipped), "batches": None})
 
 
-def loss(params, rows):
+def loss(params, rows, moment):
     """Of a linear model of the logarithms; the logarithm of 0 is not finite."""
     x = jnp.log(rows.astype(jnp.float32))
     error = x[:, :-1] @ params["kernel"] - x[:, -1]
