@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.harness import mesh as meshes
+from experiments.harness.packed import Packed
 
 AXIS = "data"
 """Axis over which :class:`Replicated` devices differ."""
@@ -40,7 +41,7 @@ class Placement(Protocol):
         """This process's rows of a batch, on the devices."""
 
     def fetch(self, report: Any) -> Any:
-        """What a step reports, as NumPy arrays."""
+        """What a step reports, small arrays of numbers, or a leaf of the state, as NumPy arrays."""
 
     def to_save(self, state: Any) -> Any:
         """The state as one copy."""
@@ -69,10 +70,9 @@ class OnMesh:
     def compile(self, step: Callable) -> Callable:
         def placed(state, rows):
             state, report = step(state, rows)
-            shardings = meshes.state_sharding(self.mesh, state)
-            return jax.lax.with_sharding_constraint(state, shardings), jax.lax.with_sharding_constraint(
-                report, self._everywhere
-            )
+            constrain = jax.lax.with_sharding_constraint
+            state = constrain(state, meshes.state_sharding(self.mesh, state))
+            return state, constrain(Packed.of(report), self._everywhere)
 
         return jax.jit(placed, donate_argnums=0)
 
@@ -83,7 +83,8 @@ class OnMesh:
         return meshes.global_rows(self.mesh, rows)
 
     def fetch(self, report: Any) -> Any:
-        return jax.device_get(report)
+        fetched = jax.device_get(report)
+        return fetched.unpack() if isinstance(fetched, Packed) else fetched
 
     def to_save(self, state: Any) -> Any:
         return state

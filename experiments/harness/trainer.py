@@ -330,7 +330,6 @@ def fit(
         Interrupted: SIGTERM or SIGINT came; the run is saved.
     """
     names = leaf_names(state.params)
-    template = placement.shapes(jax.eval_shape(placement.to_save, state))
     pending: collections.deque[tuple[int, int, Batch, Report]] = collections.deque()
     done = steps_taken(state, placement)
     rollbacks: dict[int, int] = collections.defaultdict(int)
@@ -382,6 +381,7 @@ def fit(
                     raise NonFinite(f"{event}; the last good checkpoint is {latest or 'none'}") from None
                 say(f"{event}: back to step {latest}, without batch {event.batch}")
                 pending.clear()
+                template = placement.shapes(jax.eval_shape(placement.to_save, state))
                 restored, extra = checkpoints.restore(latest, template)
                 state, done = placement.put(restored), latest
                 feed = feed.reopened(own_feed(extra), skip=event.batch)
