@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.harness.batches import Batch, Corpus, TrainIterator, check_same
+from experiments.harness.hub_datasets import open_dataset
 from experiments.harness.tokenization import Tokenizer
 from jaxreg.validation import check_range
 
-LOCAL = ("json", "parquet", "csv", "text")
 AHEAD = 4  # batches that are made before they are asked for
 
 
@@ -50,7 +50,7 @@ def open_stream(
     """
     process_index, process_count = process
     rows = batch // process_count
-    dataset = _open(spec)
+    dataset = open_dataset(spec)
     columns = dataset.column_names or list(next(iter(dataset), {}))  # some formats tell them by a document only
     if columns and column not in columns:
         raise ValueError(f"column must be one of {', '.join(columns)} in {spec}, got {column!r}")
@@ -66,7 +66,7 @@ def open_stream(
 
     def documents(place: _Place, *, held_out: bool) -> Iterator[tuple[np.ndarray, _Place]]:
         """One pass, from a place on: the tokens of the documents, and the place of each."""
-        dataset = _open(spec, process=(0, 1) if held_out else process)
+        dataset = open_dataset(spec, process=(0, 1) if held_out else process)
         before = place.dataset
         if before is not None:
             dataset.load_state_dict(before)
@@ -164,20 +164,3 @@ def _made_ahead(batches: Iterator) -> Iterator:
             yield made
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _open(spec: str, *, process: tuple[int, int] = (0, 1)):
-    """The training split of a data set, or this process's part of it."""
-    try:
-        import datasets  # optional
-        import datasets.distributed
-    except ImportError as error:
-        raise ValueError(f'{spec} needs the extra "text": pip install "jaxreg[text]"') from error
-    _, name, *rest = spec.split(":", 2)
-    where = {"data_files": rest[0]} if rest and name in LOCAL else {"name": rest[0] if rest else None}
-    try:
-        dataset = datasets.load_dataset(name, split="train", streaming=True, **where)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{spec} cannot be opened: {error}") from error
-    index, count = process
-    return dataset if count == 1 else datasets.distributed.split_dataset_by_node(dataset, rank=index, world_size=count)

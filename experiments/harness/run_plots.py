@@ -24,12 +24,13 @@ MOST_PAGES = 20
 """Spikes that get a page of their own."""
 
 
-def plot_run(workdir: Path | str) -> Path:
+def plot_run(workdir: Path | str, labels: Mapping[str, str] | None = None) -> Path:
     """Plots a run's journal: losses, norms, attention logits, with spikes marked; and every spike on its own page.
 
     Args:
         workdir: the run's directory, with ``metrics.jsonl`` and perhaps ``spikes.jsonl``. It gets ``run.png`` and, for
             the first 20 spikes, ``spikes/step_STEP.png``.
+        labels: what figures are called on an axis, besides or in place of the usual names.
 
     Returns:
         The path of ``run.png``.
@@ -40,7 +41,8 @@ def plot_run(workdir: Path | str) -> Path:
     workdir = Path(workdir)
     lines = read_journal(workdir / METRICS)
     spikes = read_spikes(workdir / SPIKES) if (workdir / SPIKES).exists() else []
-    names = [name for name in LABELS if any(name in line for line in lines)]
+    labels = {**LABELS, **(labels or {})}
+    names = [name for name in labels if any(name in line for line in lines)]
     if "loss" not in names:
         raise ValueError(f"{workdir / METRICS} must hold a loss, got {len(lines)} lines without")
     figure = new_figure(8, 0.6 + 2.1 * len(names))
@@ -50,13 +52,14 @@ def plot_run(workdir: Path | str) -> Path:
         _plot_training(axis, steps, values)
         if name == "loss":
             validation = _series(lines, "validation_loss")
-            axis.plot(*validation, "o-", color=COLOURS[1], markersize=3, linewidth=1.2, label="held-out data")
+            if validation[0].size:
+                axis.plot(*validation, "o-", color=COLOURS[1], markersize=3, linewidth=1.2, label="held-out data")
             values = np.concatenate([values, validation[1]])
         choose_scale(axis, values, norm=name.endswith("norm"))
         _mark_spikes(axis, [spike.step for spike in spikes])
-        finish(axis, ylabel=LABELS[name])
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=8, loc="outside upper right", ncols=len(labels), frameon=False)
+        finish(axis, ylabel=labels[name])
+    handles, texts = axes[0].get_legend_handles_labels()
+    figure.legend(handles, texts, fontsize=8, loc="outside upper right", ncols=len(texts), frameon=False)
     axes[-1].set(xlabel="training step")
     for spike in spikes[:MOST_PAGES]:
         (workdir / "spikes").mkdir(exist_ok=True)
