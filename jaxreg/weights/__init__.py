@@ -24,9 +24,21 @@ from jaxreg.weights.edit import (
     shallow_layers,
     unpatch,
 )
+from jaxreg.weights.ensemble import output_ensemble, wise_ft
 from jaxreg.weights.ggd import deepshape, ggd_init
-from jaxreg.weights.merge import flatten_stack, pcb_merge, pcb_parts, pcb_population, pcb_scores, task_vector
+from jaxreg.weights.merge import pcb_merge, pcb_parts, pcb_population, pcb_scores
 from jaxreg.weights.periodic import ModularMlp, analytic_modular_mlp, modular_mlp, modular_mlp_init, prune_neurons
+from jaxreg.weights.quality_diversity import (
+    QDState,
+    SVDBasis,
+    aggregate_archive,
+    cycleqd_init,
+    cycleqd_step,
+    elite_probabilities,
+    merge_task_vectors,
+    mutate_along_basis,
+    svd_basis,
+)
 from jaxreg.weights.search import (
     LCSCResult,
     LCSCState,
@@ -36,6 +48,7 @@ from jaxreg.weights.search import (
     lcsc_search,
     lcsc_tell,
 )
+from jaxreg.weights.task_vectors import add_task_vector, flatten_stack, task_vector
 
 __all__ = [
     "CheckpointBuffer",
@@ -44,6 +57,10 @@ __all__ = [
     "LCSCResult",
     "LCSCState",
     "ModularMlp",
+    "QDState",
+    "SVDBasis",
+    "add_task_vector",
+    "aggregate_archive",
     "analytic_modular_mlp",
     "apply_compander",
     "checkpoint_buffer_init",
@@ -51,12 +68,15 @@ __all__ = [
     "checkpoint_buffer_update",
     "compand",
     "compand_inverse",
+    "cycleqd_init",
+    "cycleqd_step",
     "dare",
     "decouple_inject",
     "deepshape",
     "dynamic_ema_init",
     "dynamic_ema_update",
     "dynamic_ema_weights",
+    "elite_probabilities",
     "ema_coefficients",
     "extrapolate",
     "flatten_stack",
@@ -68,8 +88,11 @@ __all__ = [
     "lcsc_search",
     "lcsc_tell",
     "linear_combination",
+    "merge_task_vectors",
     "modular_mlp",
     "modular_mlp_init",
+    "mutate_along_basis",
+    "output_ensemble",
     "patch",
     "pcb_merge",
     "pcb_parts",
@@ -80,6 +103,8 @@ __all__ = [
     "replace_by_mean",
     "robust_signature",
     "shallow_layers",
+    "svd_basis",
     "task_vector",
     "unpatch",
+    "wise_ft",
 ]

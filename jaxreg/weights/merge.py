@@ -11,83 +11,17 @@ Models of several tasks are one stacked tree with a leading axis::
 
 import math
 import numbers
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from jaxreg.precision import at_least_float32, is_floating
+from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, PRNGKeyArray, PyTree, ScalarLike, checked
 from jaxreg.validation import check_range
+from jaxreg.weights.task_vectors import add_task_vector, flatten_stack, task_vector
 
 Inter = Literal["sum", "pair"]
-
-
-@checked
-def task_vector(pretrained: PyTree, finetuned: PyTree) -> PyTree:
-    r"""What fine-tuning changed.
-
-    .. math:: \tau = \theta_\text{ft} - \theta_\text{pre}
-
-    Args:
-        pretrained: parameters before fine-tuning.
-        finetuned: parameters after it, or a stack of several such.
-
-    Returns:
-        A tree like ``finetuned``, floating leaves at least float32. Other leaves, such as counters, are zero.
-
-    References:
-        Ilharco et al., *Editing Models with Task Arithmetic*, ICLR 2023, arXiv 2212.04089.
-    """
-
-    def difference(before, after):
-        if not is_floating(after):
-            return jnp.zeros_like(after)
-        return at_least_float32(after) - at_least_float32(before)
-
-    return jax.tree.map(difference, pretrained, finetuned)
-
-
-@checked
-def flatten_stack(stack: PyTree) -> tuple[Float[Array, "members size"], Callable[[Any], Any]]:
-    """A stack of trees as one matrix, a row for each.
-
-    >>> import jax.numpy as jnp
-    >>> from jaxreg.weights import flatten_stack
-    >>> rows, unflatten = flatten_stack({"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.array([10.0, 20.0])})
-    >>> rows.tolist()
-    [[0.0, 1.0, 2.0, 10.0], [3.0, 4.0, 5.0, 20.0]]
-    >>> unflatten(rows.sum(0))["a"].tolist()
-    [3.0, 5.0, 7.0]
-
-    Args:
-        stack: a tree whose leaves have a leading axis, the same for all.
-
-    Returns:
-        The rows, at least float32, without what is not floating; and the function that makes a single tree of a
-        vector as long as a row, with the leaves' own dtypes and zeros for what is not floating.
-
-    Raises:
-        ValueError: no leaf is floating.
-    """
-    leaves, structure = jax.tree.flatten(stack)
-    floating = [at_least_float32(leaf) for leaf in leaves if is_floating(leaf)]
-    if not floating:
-        raise ValueError("a stack needs at least one leaf of floating type, got none")
-    rows = jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in floating], axis=1)
-    kinds = [(jnp.shape(leaf)[1:], jnp.result_type(leaf), is_floating(leaf)) for leaf in leaves]
-
-    def unflatten(vector):
-        parts, start = [], 0
-        for shape, dtype, floats in kinds:
-            size = math.prod(shape) if floats else 0
-            part = vector[start : start + size].reshape(shape) if floats else jnp.zeros(shape)
-            parts.append(part.astype(dtype))
-            start += size
-        return jax.tree.unflatten(structure, parts)
-
-    return rows, unflatten
 
 
 @checked
@@ -189,7 +123,7 @@ def pcb_parts(
     """
     parts, unflatten = _parts(pretrained, finetuned, ratio, clip_quantile, inter)
     nothing = jnp.zeros_like(parts[:1])
-    return jax.vmap(lambda part: _add(pretrained, unflatten(part)))(jnp.concatenate([nothing, parts]))
+    return jax.vmap(lambda part: add_task_vector(pretrained, unflatten(part)))(jnp.concatenate([nothing, parts]))
 
 
 @checked
@@ -270,7 +204,7 @@ def pcb_merge(
     """
     parts, unflatten = _parts(pretrained, finetuned, ratio, clip_quantile, inter)
     strengths = jnp.broadcast_to(jnp.asarray(lams, parts.dtype), len(parts))
-    return _add(pretrained, unflatten(jnp.einsum("n,nd->d", strengths, parts, precision="highest")))
+    return add_task_vector(pretrained, unflatten(jnp.einsum("n,nd->d", strengths, parts, precision="highest")))
 
 
 def _parts(pretrained, finetuned, ratio, clip_quantile, inter):
@@ -278,13 +212,6 @@ def _parts(pretrained, finetuned, ratio, clip_quantile, inter):
     scores = pcb_scores(rows, ratio=ratio, clip_quantile=clip_quantile, inter=inter)
     # Dropped entries have score 0 exactly: they count neither above nor below the line.
     return scores * _clip_sizes(rows, clip_quantile) / jnp.maximum(jnp.sum(scores, axis=0), 1e-12), unflatten
-
-
-def _add(params, change):
-    def add(leaf, by):
-        return (at_least_float32(leaf) + by).astype(jnp.result_type(leaf)) if is_floating(leaf) else jnp.asarray(leaf)
-
-    return jax.tree.map(add, params, change)
 
 
 def _clip_sizes(rows, quantile):

@@ -8,14 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxreg.weights import (
-    flatten_stack,
     lcsc_search,
     linear_combination,
     pcb_merge,
     pcb_parts,
     pcb_population,
     pcb_scores,
-    task_vector,
 )
 
 
@@ -176,28 +174,6 @@ def test_strengths_can_be_searched():
         )
     )(jax.random.key(1))
     np.testing.assert_allclose(found.coefficients[1:], lams, atol=0.1)
-
-
-def test_flatten_stack_round_trip():
-    stack = model(3, jnp.bfloat16, batch=(4,))
-    rows, unflatten = flatten_stack(stack)
-    assert rows.shape == (4, 36)
-    assert rows.dtype == jnp.float32
-    third = unflatten(rows[2])
-    wanted = jax.tree.map(lambda leaf: leaf[2], stack) | {"count": jnp.array(0)}
-    jax.tree.map(np.testing.assert_array_equal, third, wanted)
-    assert jax.tree.map(jnp.result_type, third) == jax.tree.map(jnp.result_type, wanted)
-    with pytest.raises(ValueError, match="at least one leaf of floating type"):
-        flatten_stack({"count": jnp.zeros(3, jnp.int32)})
-
-
-def test_task_vectors_add_back_to_the_finetuned_models():
-    pretrained, finetuned = model(0), model(1, batch=(3,))
-    tau = task_vector(pretrained, finetuned)
-    np.testing.assert_allclose(
-        pretrained["dense"]["kernel"] + tau["dense"]["kernel"], finetuned["dense"]["kernel"], rtol=1e-5, atol=1e-6
-    )
-    np.testing.assert_array_equal(tau["count"], 0)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -1,0 +1,51 @@
+"""Task vectors: there and back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxreg.weights import add_task_vector, flatten_stack, task_vector
+
+
+def model(seed, dtype=jnp.float32, batch=()):
+    rng = np.random.default_rng(seed)
+    return {
+        "dense": {
+            "kernel": rng.normal(size=[*batch, 6, 5]).astype(dtype),
+            "bias": rng.normal(size=[*batch, 5]).astype(dtype),
+        },
+        "scale": np.asarray(rng.normal(size=batch), dtype),
+        "count": np.full(batch, seed),
+    }
+
+
+def test_flatten_stack_round_trip():
+    stack = model(3, jnp.bfloat16, batch=(4,))
+    rows, unflatten = flatten_stack(stack)
+    assert rows.shape == (4, 36)
+    assert rows.dtype == jnp.float32
+    third = unflatten(rows[2])
+    wanted = jax.tree.map(lambda leaf: leaf[2], stack) | {"count": jnp.array(0)}
+    jax.tree.map(np.testing.assert_array_equal, third, wanted)
+    assert jax.tree.map(jnp.result_type, third) == jax.tree.map(jnp.result_type, wanted)
+    with pytest.raises(ValueError, match="at least one leaf of floating type"):
+        flatten_stack({"count": jnp.zeros(3, jnp.int32)})
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_task_vectors_add_back_to_the_finetuned_models(dtype):
+    pretrained, finetuned = model(0, dtype), model(1, dtype, batch=(3,))
+    tau = task_vector(pretrained, finetuned)
+    np.testing.assert_array_equal(tau["count"], 0)
+    for member in range(3):
+        back = add_task_vector(pretrained, jax.tree.map(lambda leaf, at=member: leaf[at], tau))
+        wanted = jax.tree.map(lambda leaf, at=member: leaf[at], finetuned) | {"count": pretrained["count"]}
+        assert jax.tree.map(jnp.result_type, back) == jax.tree.map(jnp.result_type, pretrained)
+        jax.tree.map(
+            lambda ours, theirs: np.testing.assert_allclose(
+                np.float32(ours), np.float32(theirs), rtol=float(jnp.finfo(dtype).eps), atol=1e-6
+            ),
+            back,
+            wanted,
+        )
