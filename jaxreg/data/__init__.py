@@ -3,7 +3,7 @@
 from jaxreg.data.mixing import Mixup, mix, mixup
 from jaxreg.data.modular import ModularTable, modular_table, noisy_modular
 from jaxreg.data.online import SeaLosses, sea_losses
-from jaxreg.data.synthetic import gaussian_ring, ring_denoiser, ring_means, two_moons
+from jaxreg.data.synthetic import gaussian_ring, multi_color, ring_denoiser, ring_means, two_moons
 
 __all__ = [
     "Mixup",
@@ -13,6 +13,7 @@ __all__ = [
     "mix",
     "mixup",
     "modular_table",
+    "multi_color",
     "noisy_modular",
     "ring_denoiser",
     "ring_means",

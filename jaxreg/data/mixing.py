@@ -74,16 +74,18 @@ def mixup(
 
 @checked
 def mix(
-    values: Float[Array, "batch *shape"], partner: Int[Array, "batch"], weight: ScalarLike
+    values: Float[Array, "batch *shape"],
+    partner: Int[Array, "batch"],
+    weight: ScalarLike | Float[Array, "batch"],
 ) -> Float[Array, "batch *shape"]:
     r"""Averages every example with its partner.
 
-    .. math:: w\, v_i + (1 - w)\, v_{\pi(i)}
+    .. math:: w_i v_i + (1 - w_i)\, v_{\pi(i)}
 
     Args:
         values: ``v``, examples first.
         partner: ``pi``, positions in the batch.
-        weight: ``w`` in [0, 1], the share of the example itself.
+        weight: ``w`` in [0, 1], the share of the example itself, one for all or one for each.
 
     Returns:
         The mixed values, in the dtype of ``values``, computed in at least float32.
@@ -96,4 +98,6 @@ def mix(
     """
     check_range("weight", weight, "[0, 1]")
     wide = at_least_float32(values)
+    weight = jnp.asarray(weight)
+    weight = weight.reshape(weight.shape + (1,) * (wide.ndim - weight.ndim))
     return (weight * wide + (1 - weight) * wide[partner]).astype(values.dtype)

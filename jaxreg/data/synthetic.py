@@ -1,4 +1,7 @@
-"""Densities on the plane to try generative models on, and the ideal denoiser of one of them."""
+"""Exactly defined data: densities on the plane with the ideal denoiser of one of them, and colours that tell a label.
+
+The densities are to try generative models on, the colours to try whether a classifier hangs on spurious features.
+"""
 
 import math
 
@@ -6,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.precision import at_least_float32
-from jaxreg.typing import Array, Float, PRNGKeyArray, ScalarLike, checked
+from jaxreg.typing import Array, Float, Int, PRNGKeyArray, ScalarLike, checked
 from jaxreg.validation import check_range
 
 
@@ -122,3 +125,55 @@ def two_moons(key: PRNGKeyArray, n: int, *, scale: ScalarLike = 0.7, noise: Scal
     moon = jnp.stack([jnp.cos(angle) - 0.5, jnp.sin(angle) - 0.25], axis=-1)
     side = jax.random.rademacher(key_side, [n, 1], moon.dtype)
     return scale * side * moon + noise * jax.random.normal(key_noise, [n, 2])
+
+
+@checked
+def multi_color(
+    key: PRNGKeyArray,
+    labels: Int[Array, "*batch"],
+    *,
+    num_patches: int = 32,
+    p: ScalarLike = 0.0,
+    num_classes: int = 10,
+    single: bool = False,
+) -> Int[Array, "*batch {num_patches}"]:
+    r"""MultiColor: patches whose colours tell the label, each of them unreliable for itself.
+
+    .. math:: c_{ij} = \begin{cases} u_{ij} & \text{with probability } p \\ y_i & \text{otherwise,} \end{cases}
+        \qquad u_{ij} \text{ uniform over the } K \text{ colours}
+
+    With :math:`p = 0`, as in training, every patch alone tells the label, which makes the patches spurious features of
+    whatever image they are put beside. The chance of a patch to be right is :math:`1 - p + p / K`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxreg.data import multi_color
+    >>> multi_color(jax.random.key(0), jnp.array([7, 3]), num_patches=4).tolist()
+    [[7, 7, 7, 7], [3, 3, 3, 3]]
+
+    Args:
+        key: source of randomness.
+        labels: ``y``, in ``[0, num_classes)``.
+        num_patches: how many, at least 1 (paper: 32).
+        p: in [0, 1] (paper: 0 for training, 0.7 to 0.9 for testing).
+        num_classes: ``K >= 1``, as many colours as labels.
+        single: whether all patches of an example have the same colour, drawn once: one spurious feature.
+
+    Returns:
+        The colours, as numbers below ``num_classes``, which ``jax.nn.one_hot`` makes features of.
+
+    Raises:
+        ValueError: a hyperparameter is outside its range.
+
+    References:
+        Lin et al., *Spurious Feature Diversification Improves Out-of-distribution Generalization*, ICLR 2024,
+        arXiv 2309.17230.
+    """
+    check_range("num_patches", num_patches, "[1, inf)")
+    check_range("p", p, "[0, 1]")
+    check_range("num_classes", num_classes, "[1, inf)")
+    key_which, key_color = jax.random.split(key)
+    labels = jnp.asarray(labels)[..., None]
+    shape = *labels.shape[:-1], 1 if single else num_patches
+    random = jax.random.randint(key_color, shape, 0, num_classes, labels.dtype)
+    colors = jnp.where(jax.random.bernoulli(key_which, p, shape), random, labels)
+    return jnp.broadcast_to(colors, (*shape[:-1], num_patches))

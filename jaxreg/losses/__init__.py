@@ -11,6 +11,7 @@ from jaxreg.losses.generalized_gaussian import (
     ggd_variance,
 )
 from jaxreg.losses.label_dro import AldrState, aldr_kl, aldr_kl_init, ldr_kl, ldr_kl_bayes_probabilities
+from jaxreg.losses.mixup import bang_finetune_loss, mixup_loss
 from jaxreg.losses.noisy_labels import ElrState, elr, elr_init, elr_plus, elr_plus_targets, sigmoid_rampup
 from jaxreg.losses.robust_regression import cauchy, pseudo_huber
 from jaxreg.losses.stablemax import log_stablemax, stablemax_cross_entropy
@@ -22,6 +23,7 @@ __all__ = [
     "GgdFit",
     "aldr_kl",
     "aldr_kl_init",
+    "bang_finetune_loss",
     "cauchy",
     "elr",
     "elr_init",
@@ -37,6 +39,7 @@ __all__ = [
     "ldr_kl",
     "ldr_kl_bayes_probabilities",
     "log_stablemax",
+    "mixup_loss",
     "pseudo_huber",
     "sigmoid_rampup",
     "stablemax_cross_entropy",

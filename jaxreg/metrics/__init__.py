@@ -16,6 +16,7 @@ from jaxreg.metrics.dynamical_stability import (
     sgd_stability_operator,
     trace_bound,
 )
+from jaxreg.metrics.ensembles import false_false_true
 from jaxreg.metrics.lr_sensitivity import extrapolate_instability, lr_sensitivity, max_attention_logit
 from jaxreg.metrics.mask_spread import mask_spread
 from jaxreg.metrics.memorization import LabelOutcomes, early_learning_alignment, label_outcomes
@@ -67,6 +68,7 @@ __all__ = [
     "early_learning_alignment",
     "energy_distance",
     "extrapolate_instability",
+    "false_false_true",
     "fit_ultra_slow",
     "frechet_distance",
     "frobenius_bound",

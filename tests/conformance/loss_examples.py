@@ -39,8 +39,10 @@ REFUSED: dict[str, tuple[float, ...]] = {
 }
 
 
-# What a loss is made of: measured on samples, drawn, or without examples. Their tests are those of their module.
-DISTRIBUTIONS = {"GgdFit", "ggd_fit", "ggd_kurtosis", "ggd_quantile", "ggd_sample", "ggd_variance"}
+# Their tests are those of their module: what a loss is made of, measured on samples, drawn, or without examples ...
+TESTED_ELSEWHERE = {"GgdFit", "ggd_fit", "ggd_kurtosis", "ggd_quantile", "ggd_sample", "ggd_variance"}
+# ... and what calls the network itself, on examples that it mixes.
+TESTED_ELSEWHERE |= {"bang_finetune_loss", "mixup_loss"}
 
 
 def is_state(value) -> bool:
@@ -48,7 +50,7 @@ def is_state(value) -> bool:
 
 
 def public(predicate):
-    return [name for name in losses.__all__ if name not in DISTRIBUTIONS and predicate(getattr(losses, name))]
+    return [name for name in losses.__all__ if name not in TESTED_ELSEWHERE and predicate(getattr(losses, name))]
 
 
 STATES = public(is_state)

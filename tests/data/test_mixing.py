@@ -56,6 +56,12 @@ def test_mix_by_hand():
     np.testing.assert_allclose(ours, [[0.75, 0.25], [0.125, 0.875], [0.625, 0.375]], rtol=1e-6)
 
 
+def test_every_example_may_have_a_weight_of_its_own():
+    values = jnp.arange(6.0).reshape(3, 1, 2)
+    ours = mix(values, jnp.array([2, 0, 1]), jnp.array([1.0, 0.5, 0.0]))
+    np.testing.assert_allclose(ours[:, 0], [[0, 1], [1, 2], [2, 3]])
+
+
 def test_half_precision_inputs_stay_half_precision():
     mixed = JITTED(jax.random.key(0), INPUTS.astype(jnp.bfloat16))
     assert mixed.inputs.dtype == jnp.bfloat16

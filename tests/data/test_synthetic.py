@@ -1,4 +1,4 @@
-"""Densities on the plane against their definitions."""
+"""Synthetic data against their definitions."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxreg.data import gaussian_ring, ring_denoiser, ring_means, two_moons
+from jaxreg.data import gaussian_ring, multi_color, ring_denoiser, ring_means, two_moons
 
 
 def test_means_of_the_ring():
@@ -58,7 +58,44 @@ def test_the_moons_are_half_circles():
     np.testing.assert_allclose(two_moons(jax.random.key(0), 40_000).mean(axis=0), 0.0, atol=0.015)
 
 
+LABELS = np.arange(4000) % 10
+
+
+def test_without_noise_every_patch_tells_the_label():
+    colors = multi_color(jax.random.key(0), LABELS.reshape(8, 500), num_patches=3)
+    np.testing.assert_array_equal(colors, np.repeat(LABELS.reshape(8, 500, 1), 3, axis=-1))
+
+
+@pytest.mark.parametrize("p", [0.7, 1.0])
+def test_patches_are_right_by_chance_and_independent(p):
+    right = np.asarray(multi_color(jax.random.key(0), LABELS, p=p)) == LABELS[:, None]
+    chance = 1 - p + p / 10
+    np.testing.assert_allclose(right.mean(), chance, atol=4.5 * np.sqrt(chance * (1 - chance) / right.size))
+    counts = np.bincount(right.sum(1), minlength=33)[:33]
+    expected = 4000 * scipy.stats.binom(32, chance).pmf(np.arange(33))
+    likely = expected > 5
+    assert (
+        scipy.stats.chisquare(counts[likely], expected[likely] * counts[likely].sum() / expected[likely].sum())[1]
+        > 1e-3
+    )
+
+
+def test_wrong_colours_are_uniform():
+    colors = np.asarray(multi_color(jax.random.key(1), LABELS, p=1.0, num_patches=4))
+    assert scipy.stats.chisquare(np.bincount(colors.ravel(), minlength=10))[1] > 1e-3
+    assert colors.shape == (4000, 4)
+
+
+def test_a_single_colour_is_repeated():
+    colors = np.asarray(multi_color(jax.random.key(0), LABELS, p=0.7, single=True))
+    assert colors.shape == (4000, 32)
+    np.testing.assert_array_equal(colors, np.repeat(colors[:, :1], 32, axis=1))
+    np.testing.assert_allclose(np.mean(colors[:, 0] == LABELS), 0.37, atol=0.035)
+
+
 def test_refused():
+    with pytest.raises(ValueError, match=r"^p must be in \[0, 1\], got 1.1$"):
+        multi_color(jax.random.key(0), LABELS, p=1.1)
     with pytest.raises(ValueError, match=r"^std must be in \(0, inf\), got 0.0$"):
         ring_denoiser(jnp.ones([1, 2]), 1.0, std=0.0)
     with pytest.raises(ValueError, match=r"^modes must be in \[1, inf\), got 0$"):
