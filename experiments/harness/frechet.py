@@ -38,12 +38,13 @@ def digit_features() -> Callable[[Float[Array, "n 8 8 1"]], Float[Array, "n 32"]
     Returns:
         A function of images in [-1, 1]; values beyond are taken for the ends, as in a picture.
     """
-    params = _train_classifier()
+    with jax.ensure_compile_time_eval():  # the first call may come from within a jitted function
+        params = _train_classifier()
     trunk = Mlp((HIDDEN, FEATURES), activation=nn.gelu, final_activation=True)
 
     def features(images):
         pixels = 0.5 + 0.5 * jnp.clip(images.reshape(len(images), -1), -1.0, 1.0)
-        return trunk.apply({"params": params["trunk"]}, pixels)
+        return trunk.apply(params, pixels)
 
     return features
 
@@ -91,25 +92,20 @@ def frechet_to(
 
 
 def _train_classifier():
-    """Parameters of the trunk and of the head upon it."""
+    """Parameters, as NumPy arrays, whose first two layers are the trunk's."""
     split = digits(jax.random.key(SPLIT_SEED))
-    trunk, head = Mlp((HIDDEN, FEATURES), activation=nn.gelu, final_activation=True), Mlp((10,))
-    key_trunk, key_head, key_train = jax.random.split(jax.random.key(1), 3)
+    classifier = Mlp((HIDDEN, FEATURES, 10), activation=nn.gelu)
+    key_init, key_train = jax.random.split(jax.random.key(1))
+
+    def loss(params, state, key):
+        index = jax.random.randint(key, [BATCH], 0, len(split.train_x))
+        logits = classifier.apply(params, split.train_x[index])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, split.train_y[index]).mean(), state
 
     @jax.jit
     def fit():
-        params = {
-            "trunk": trunk.init(key_trunk, split.train_x)["params"],
-            "head": head.init(key_head, jnp.zeros([1, FEATURES]))["params"],
-        }
-
-        def loss(params, state, key):
-            index = jax.random.randint(key, [BATCH], 0, len(split.train_x))
-            inside = trunk.apply({"params": params["trunk"]}, split.train_x[index])
-            logits = head.apply({"params": params["head"]}, inside)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, split.train_y[index]).mean(), state
-
+        start = classifier.init(key_init, split.train_x[:1])
         schedule = optax.cosine_decay_schedule(LEARNING_RATE, STEPS)
-        return train(key_train, params, optax.adam(schedule), loss, steps=STEPS, points=1)[0]
+        return train(key_train, start, optax.adam(schedule), loss, steps=STEPS, points=1)[0]
 
-    return fit()
+    return jax.device_get(fit())
