@@ -33,13 +33,13 @@ STEPS, BATCH, LEARNING_RATE = 300, 128, 3e-3
 def digit_features() -> Callable[[Float[Array, "n 8 8 1"]], Float[Array, "n 32"]]:
     """The last hidden layer of a classifier of digits.
 
-    It is an MLP that was trained on the training part of ``digits(jax.random.key(SPLIT_SEED))``.
+    It is an MLP that is trained, at the first call, on the training part of ``digits(jax.random.key(SPLIT_SEED))``. To
+    be called outside of jitted functions; what it returns may be called within.
 
     Returns:
         A function of images in [-1, 1]; values beyond are taken for the ends, as in a picture.
     """
-    with jax.ensure_compile_time_eval():  # the first call may come from within a jitted function
-        params = _train_classifier()
+    params = _train_classifier()
     trunk = Mlp((HIDDEN, FEATURES), activation=nn.gelu, final_activation=True)
 
     def features(images):

@@ -17,7 +17,7 @@ def pictures(flat):
 
 @pytest.fixture(scope="module")
 def features():
-    return jax.jit(lambda images: digit_features()(images))
+    return jax.jit(digit_features())
 
 
 def test_held_out_digits_lie_nearest_to_their_own_class(split, features):
