@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from experiments.harness.checkpoints import CheckpointError, Checkpoints, first_difference, first_line, leaf_shapes
 
@@ -34,7 +34,7 @@ class LeafReader:
         self.leaves, self._structure = jax.tree.flatten(like)
         self._select, self._on_read = select, on_read
         self.names = list(leaf_shapes(like))
-        self._stored: dict[int, Any] = {}
+        self._stored: dict[int, tuple[Any, tuple[str, ...]]] = {}
         self._handler = ocp.PyTreeCheckpointHandler()
         self._orbax = ocp.Checkpointer(self._handler)
 
@@ -69,8 +69,9 @@ class LeafReader:
             tree = self._handler.metadata(self._item(step)).tree
         except Exception as error:  # Orbax and TensorStore raise whatever they like
             raise CheckpointError(f"step {step} in {self.directory} cannot be read: {first_line(error)}") from error
-        self._stored[step] = tree
         stored = leaf_shapes(tree)
+        # Of what Orbax knows, which is a lot, only this is needed when leaves are read.
+        self._stored[step] = jax.tree.structure(tree, is_leaf=lambda node: hasattr(node, "shape")), tuple(stored)
         wanted = dict(zip(self.names, (leaf.shape for leaf in self.leaves), strict=True))
         stored, wanted = ({name: of[name] for name in of if self._select(name)} for of in (stored, wanted))
         if difference := first_difference(stored, wanted):
@@ -84,7 +85,7 @@ class LeafReader:
             leaves = self._restore(step, numbers)
         except Exception:
             leaves = [self._restore_one(step, number) for number in numbers]  # to find the one that it is
-        for number, finite in zip(numbers, jax.device_get(_all_finite(leaves)), strict=True):
+        for number, finite in zip(numbers, jax.device_get([_all_finite(leaf) for leaf in leaves]), strict=True):
             if not finite:
                 raise CheckpointError(
                     f"step {step} in {self.directory} has weights that are not finite at {self.names[number]}"
@@ -98,12 +99,9 @@ class LeafReader:
         total = jnp.broadcast_to(total, (*population, *leaf.shape)).astype(leaf.dtype)
         return jax.device_put(total, self.sharding(number, len(population)))
 
-    def sharding(self, number: int, leading: int) -> Any:
-        """How a leaf is to lie, with so many more axes before its own, which are not split."""
-        sharding = getattr(self.leaves[number], "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
-        if isinstance(sharding, NamedSharding):
-            return NamedSharding(sharding.mesh, PartitionSpec(*[None] * leading, *sharding.spec))
-        return sharding
+    def sharding(self, number: int, leading: int) -> Sharding:
+        """How a leaf is to lie; see :func:`stacked_sharding`."""
+        return stacked_sharding(self.leaves[number], leading)
 
     def tree(self, leaves: dict[int, jax.Array]) -> Any:
         """The leaves in their places, None elsewhere."""
@@ -127,8 +125,7 @@ class LeafReader:
             leaf = self.leaves[wanted[name]]
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.sharding(wanted[name], 0))
 
-        names = list(leaf_shapes(self._stored[step]))
-        structure = jax.tree.structure(self._stored[step], is_leaf=lambda node: hasattr(node, "shape"))
+        structure, names = self._stored[step]
         item = structure.unflatten(map(place, names))
         how = ocp.args.PyTreeRestore(item, restore_args=ocp.checkpoint_utils.construct_restore_args(item))
         restored = dict(
@@ -140,6 +137,14 @@ class LeafReader:
         return self.directory / str(step) / "state"
 
 
+def stacked_sharding(leaf: jax.ShapeDtypeStruct, leading: int) -> Sharding:
+    """How several of a leaf are to lie as one: as one does, with so many axes before its own, which are not split."""
+    sharding = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
+    if isinstance(sharding, NamedSharding):
+        return NamedSharding(sharding.mesh, PartitionSpec(*[None] * leading, *sharding.spec))
+    return sharding
+
+
 @jax.jit
-def _all_finite(leaves):
-    return [jnp.all(jnp.isfinite(leaf)) if jnp.issubdtype(leaf.dtype, jnp.inexact) else True for leaf in leaves]
+def _all_finite(leaf):
+    return jnp.all(jnp.isfinite(leaf))

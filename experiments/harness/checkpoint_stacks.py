@@ -214,25 +214,20 @@ def stack_checkpoints(
 
 def _sum(reader: LeafReader, steps, coefficients, contributing, numbers):
     """The weighted sums of some leaves, by number."""
-    totals = {}
+    totals = dict.fromkeys(numbers)
     for at in contributing:
-        for number, leaf in zip(numbers, reader.read(steps[at], numbers), strict=True):
-            if number in totals:
-                totals[number] = _add(totals[number], leaf, coefficients[..., at])
-            else:
-                totals[number] = _scale(leaf, coefficients[..., at])
+        leaves = dict(zip(numbers, reader.read(steps[at], numbers), strict=True))
+        for number in numbers:
+            # Nothing of this step is kept while the next one is read.
+            totals[number] = _add(totals[number], leaves.pop(number), coefficients[..., at])
     return totals
-
-
-@jax.jit
-def _scale(leaf, coefficients):
-    wide = at_least_float32(leaf)
-    return jnp.tensordot(coefficients.astype(wide.dtype), wide, axes=0)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _add(total, leaf, coefficients):
-    return total + _scale(leaf, coefficients)
+    wide = at_least_float32(leaf)
+    scaled = jnp.tensordot(coefficients.astype(wide.dtype), wide, axes=0)
+    return scaled if total is None else total + scaled
 
 
 def _rescaled(coefficients, kept):

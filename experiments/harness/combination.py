@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from experiments.harness import results
+from experiments.harness.checkpoint_leaves import stacked_sharding
 from experiments.harness.checkpoint_stacks import (
     combine_checkpoints,
     missing_steps,
@@ -39,6 +41,9 @@ console = Console(highlight=False)
 
 COMBINATION = "combination.json"
 EFFORT = Effort()
+
+AT_ONCE = 16
+"""Sums that are made in one pass over a stack: beyond it, arithmetic takes longer than reading the stack."""
 
 
 class Combinable(Protocol):
@@ -199,21 +204,29 @@ class Candidates:
         checkpoints: of the run.
         steps: the window.
         shapes: see :class:`Combinable`.
-        memory_bytes: that the stack, or several sums at once, may take.
+        memory_bytes: that the stack, and several sums at once, may take.
     """
 
     def __init__(self, checkpoints: Checkpoints, steps: Sequence[int], shapes: Any, *, memory_bytes: float):
         self._source = checkpoints, steps
         self._shapes = shapes
-        leaves = jax.tree.leaves(shapes.params)
-        one = sum(np.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-        self._at_once = int(max(1, memory_bytes // one))
+        one = sum(np.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes.params))
+        fitting = int(memory_bytes // one)
         self._stack = None
-        if self._at_once >= len(steps):
+        self._at_once = max(1, fitting)
+        if fitting >= len(steps):
             self._stack = stack_checkpoints(checkpoints, steps, shapes, select=is_parameter).params
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes.params)
-        self._combine = jax.jit(linear_combination, out_shardings=shardings)
-        self._row = jax.jit(lambda tree, row: jax.tree.map(lambda leaf: leaf[row], tree), out_shardings=shardings)
+            self._at_once = min(max(1, fitting - len(steps)), AT_ONCE)
+        shardings = jax.tree.map(lambda leaf: stacked_sharding(leaf, 0), shapes.params)
+        self._one = jax.jit(linear_combination, out_shardings=shardings)
+        self._row = jax.jit(lambda sums, row: jax.tree.map(lambda leaf: leaf[row], sums), out_shardings=shardings)
+        self._several = jax.jit(
+            lambda stack, rows, last: linear_combination(stack, rows),
+            out_shardings=jax.tree.map(lambda leaf: stacked_sharding(leaf, 1), shapes.params),
+            donate_argnames="last",
+            keep_unused=True,
+        )
+        self._sums = None
 
     @property
     def in_memory(self) -> bool:
@@ -221,17 +234,29 @@ class Candidates:
         return self._stack is not None
 
     def each(self, population: Float[np.ndarray, "population k"]) -> Iterator[Any]:
-        """The parameters of one sum after the other."""
+        """The parameters of one sum after the other; the last such iterator ends before the next one begins."""
         population = np.asarray(population, np.float32)
-        if self._stack is not None:
-            for row in population:
-                yield self._combine(self._stack, row)
-            return
         for start in range(0, len(population), self._at_once):
             part = population[start : start + self._at_once]
-            combined = combine_checkpoints(*self._source, part, self._shapes, select=is_parameter).params
+            if self._stack is not None and len(part) == 1:
+                yield self._one(self._stack, part[0])
+                continue
+            sums = self._together(part)
             for row in range(len(part)):
-                yield self._row(combined, row)
+                yield self._row(sums, row)
+
+    def _together(self, part):
+        if self._stack is None:
+            return combine_checkpoints(*self._source, part, self._shapes, select=is_parameter).params
+        if self._sums is None:
+            self._sums = jax.tree.map(
+                lambda leaf: jnp.zeros((self._at_once, *leaf.shape), leaf.dtype, device=stacked_sharding(leaf, 1)),
+                self._shapes.params,
+            )
+        rows = np.pad(part, ((0, self._at_once - len(part)), (0, 0)))  # or every size would be compiled
+        # In the memory of the last sums: to clear new memory takes longer than to compute them.
+        self._sums = self._several(self._stack, rows, self._sums)
+        return self._sums
 
 
 def is_parameter(name: str) -> bool:

@@ -1,16 +1,18 @@
 import json
 import math
 import resource
+import warnings
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.harness.checkpoints import CheckpointError, Checkpoints
 from experiments.harness.coefficient_search import Effort
-from experiments.harness.combination import COMBINATION, combine
+from experiments.harness.combination import COMBINATION, Candidates, combine
 
 STEPS = [2, 4, 6, 8]
 EFFORT = Effort(epochs=2, children=4)
@@ -59,6 +61,14 @@ def workdir(tmp_path):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def read_only(tmp_path_factory):
+    """A run that no test changes."""
+    workdir = tmp_path_factory.mktemp("run")
+    write(workdir, map(state, STEPS))
+    return workdir
+
+
 def contents(directory):
     return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
@@ -81,10 +91,10 @@ def test_the_combination_is_a_checkpoint_like_the_last_but_for_its_parameters(wo
     assert contents(workdir).items() >= before.items()
 
 
-def test_what_is_written_down_is_what_the_combinations_are_worth(workdir, capsys):
+def test_what_is_written_down_is_what_the_combinations_are_worth(read_only, tmp_path, capsys):
     run = Distances()
-    combine(run, workdir, workdir / "out", effort=EFFORT)
-    result = json.loads((workdir / "out" / COMBINATION).read_text())
+    combine(run, read_only, tmp_path / "out", effort=EFFORT)
+    result = json.loads((tmp_path / "out" / COMBINATION).read_text())
     figures = result["figures"]
     gamma = figures["ema"]["gamma"]
     decays = gamma ** np.arange(3, -1, -1)
@@ -103,12 +113,28 @@ def test_what_is_written_down_is_what_the_combinations_are_worth(workdir, capsys
     assert "lcsc, written" in capsys.readouterr().out
 
 
-def test_checkpoints_that_do_not_fit_are_streamed_to_the_same_end(workdir):
-    stacked = combine(Distances(), workdir, workdir / "stacked", effort=EFFORT)
-    one_by_one = combine(Distances(), workdir, workdir / "streamed", effort=EFFORT, memory_bytes=0)
-    two_by_two = combine(Distances(), workdir, workdir / "pairs", effort=EFFORT, memory_bytes=2 * 6 * 4)
+def test_checkpoints_that_do_not_fit_are_streamed_to_the_same_end(read_only, tmp_path):
+    stacked = combine(Distances(), read_only, tmp_path / "stacked", effort=EFFORT)
+    one_by_one = combine(Distances(), read_only, tmp_path / "streamed", effort=EFFORT, memory_bytes=0)
+    two_by_two = combine(Distances(), read_only, tmp_path / "pairs", effort=EFFORT, memory_bytes=2 * 6 * 4)
     for streamed in (one_by_one, two_by_two):
         np.testing.assert_allclose(streamed["history"], stacked["history"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 16])
+def test_sums_of_a_stack_are_the_same_however_many_at_once(read_only, at_once):
+    population = np.random.default_rng(0).normal(size=[7, 4]).astype(np.float32)
+    mesh = Mesh(np.array(jax.devices()[:2]), ("fsdp",))
+    split = NamedSharding(mesh, PartitionSpec("fsdp"))
+    shapes = jax.tree.map(lambda leaf: leaf.update(sharding=split if leaf.ndim else leaf.sharding), Distances().shapes)
+    with Checkpoints(read_only / "checkpoints", keep=None) as checkpoints:
+        candidates = Candidates(checkpoints, STEPS, shapes, memory_bytes=(4 + at_once) * 6 * 4)
+        assert candidates.in_memory
+        with warnings.catch_warnings(action="error"):  # memory that is given up is taken
+            found = [*candidates.each(population), *candidates.each(population[:2])]
+    for params, row in zip(found, [*population, *population[:2]], strict=True):
+        np.testing.assert_allclose(params["w"], row @ weights(), rtol=1e-5, atol=1e-6)
+        assert params["w"].sharding.is_equivalent_to(split, 1)
 
 
 def test_a_gap_in_the_window_is_named_or_taken(workdir, capsys):
@@ -164,10 +190,10 @@ def test_a_combination_is_not_overwritten(workdir):
         (dict(effort=Effort(children=0)), "children must be in"),
     ],
 )
-def test_bad_arguments_are_named(workdir, options, message):
+def test_bad_arguments_are_named(read_only, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        combine(Distances(), workdir, workdir / "out", **options)
-    assert not (workdir / "out").exists()
+        combine(Distances(), read_only, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_directory_without_checkpoints_is_said_and_left_as_it_is(tmp_path):
