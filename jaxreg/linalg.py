@@ -1,4 +1,9 @@
-"""Linear algebra that can be vmapped wherever it runs."""
+"""Linear algebra that can be vmapped wherever it runs.
+
+Under ``vmap`` one matrix is taken after the other. XLA's own solvers for a batch hand it to the threads of the CPU and
+wait for them, for ever if they all wait themselves: several devices on a CPU do that to each other, and so do several
+solvers of one program.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,19 +13,32 @@ from jaxreg.typing import Array, Float, checked
 
 @checked
 def eigh(matrix: Float[Array, "n n"]) -> tuple[Float[Array, "n"], Float[Array, "n n"]]:
-    """Eigenvalues, in ascending order, and eigenvectors, in columns, of a symmetric matrix.
-
-    Under ``vmap`` one matrix is taken after the other. XLA's own solver for a batch hands it to the threads of the CPU
-    and waits for them, for ever if they all wait themselves: several devices on a CPU do that to each other.
-    """
+    """Eigenvalues, in ascending order, and eigenvectors, in columns, of a symmetric matrix."""
     eigenvalues, vectors = _eigh(matrix)
     return eigenvalues, vectors
+
+
+@checked
+def svd(matrix: Float[Array, "m n"]) -> tuple[Float[Array, "m k"], Float[Array, "k"], Float[Array, "k n"]]:
+    """The thin singular value decomposition ``U diag(s) V^T``, not differentiable, singular values in descending order.
+
+    Returns:
+        ``U``, ``s`` and ``V^T``; ``k`` is the smaller of ``m`` and ``n``.
+    """
+    left, values, right = _svd(matrix)
+    return left, values, right
 
 
 @jax.custom_batching.sequential_vmap
 def _one_at_a_time(matrix):
     eigenvalues, vectors = jnp.linalg.eigh(matrix)
     return eigenvalues, vectors
+
+
+@jax.custom_batching.sequential_vmap
+def _svd(matrix):
+    left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
+    return left, values, right
 
 
 @jax.custom_jvp

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.linalg import eigh
+from jaxreg.linalg import eigh, svd
 
 MATRICES = jax.random.normal(jax.random.key(0), [3, 4, 4])
 MATRICES = MATRICES + MATRICES.swapaxes(1, 2)
@@ -25,3 +25,11 @@ def test_eigh_is_differentiable():
     ours = jax.jit(jax.vmap(jax.grad(lambda m: smooth(m, eigh))))(MATRICES)
     for gradient, matrix in zip(ours, MATRICES, strict=True):
         np.testing.assert_allclose(gradient, jax.grad(lambda m: smooth(m, jnp.linalg.eigh))(matrix), atol=1e-4)
+
+
+def test_svd_alone_and_vmapped():
+    wide = jax.random.normal(jax.random.key(1), [2, 3, 5])
+    for left, values, right, matrix in zip(*jax.jit(jax.vmap(svd))(wide), wide, strict=True):
+        np.testing.assert_allclose(values, np.linalg.svd(matrix, compute_uv=False), rtol=1e-5)
+        np.testing.assert_allclose(left * values @ right, matrix, atol=1e-5)
+    np.testing.assert_allclose(svd(jnp.diag(jnp.array([2.0, 3.0])))[1], [3.0, 2.0])

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxreg.linalg import svd
 from jaxreg.precision import at_least_float32, is_floating
 from jaxreg.typing import Array, Bool, Float, PRNGKeyArray, PyTree, ScalarLike, checked
 from jaxreg.validation import check_range
@@ -94,7 +95,7 @@ def svd_basis(task_vector: PyTree) -> PyTree:
     def decompose(leaf):
         if jnp.ndim(leaf) < 2 or not is_floating(leaf):
             return None
-        u, s, vh = jnp.linalg.svd(_as_matrix(at_least_float32(leaf)), full_matrices=False)
+        u, s, vh = svd(_as_matrix(at_least_float32(leaf)))
         return SVDBasis(u, s, vh.T)
 
     return jax.tree.map(decompose, task_vector)
