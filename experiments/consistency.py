@@ -41,11 +41,13 @@ Grouped = tyro.conf.OmitArgPrefixes
 SHOWN_IMAGES, SHOWN_POINTS = 64, 2048
 """Samples in a picture that is made while training."""
 
+METRICS_IN_WORDS = {"frechet_distance": "Fréchet distance", "energy_distance": "energy distance"}
+
 
 def train(
     settings: Grouped[Settings] = Settings(),
     devices: Grouped[DeviceSettings] = DeviceSettings(),
-    upkeep: Grouped[Upkeep] = Upkeep(evaluate_every=500, keep=40),
+    upkeep: Grouped[Upkeep] = Upkeep(evaluate_every=500, keep=30),
     workdir: Path | None = None,
     evaluation_samples: int = 1024,
     tensorboard: bool = False,
@@ -160,9 +162,9 @@ def _summarize(workdir, metric):
     lines = read_journal(workdir / METRICS)
     if any("loss" in line for line in lines):
         for line in [line for line in lines if metric in line][-1:]:
-            words = metric.replace("_", " ")
-            console.print(f"{words} of the averaged parameters' samples: {line[metric]:.4f}, after step {line['step']}")
-        labels = {"loss": "loss", metric: metric.replace("_", " ")}
+            value = f"{line[metric]:.4f}, after step {line['step']}"
+            console.print(f"{METRICS_IN_WORDS[metric]} of the averaged parameters' samples to held-out data: {value}")
+        labels = {"loss": "loss", metric: METRICS_IN_WORDS[metric]}
         console.print(f"plot: {run_plots.plot_run(workdir, labels)}", soft_wrap=True)
         console.print(f"samples: {workdir / 'samples'}", soft_wrap=True)
 

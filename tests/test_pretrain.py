@@ -1,14 +1,9 @@
 import dataclasses
 import json
-import os
 import random
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,10 +13,11 @@ import pytest
 from experiments import pretrain
 from experiments.harness.checkpoints import Checkpoints
 from experiments.harness.journal import METRICS, read_journal
-from experiments.harness.pretraining import DeviceSettings, Pretraining, Settings, adopt_state
+from experiments.harness.pretraining import Pretraining, Settings, adopt_state
+from experiments.harness.run_settings import DeviceSettings
 from experiments.harness.trainer import own_feed
+from tests.training_processes import Process, compilation_cache
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALL = "--devices 1 --layers 2 --width 16 --heads 2 --hidden 16 --context 16 --batch 8 --validation-batches 1"
 SPIKES = "--spike-probability 0.3 --spike-scale 30 --checkpoint-every 4"
 
@@ -52,14 +48,8 @@ def assert_same(state, expected):
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
     """Many runs here are of the same programs."""
-    cache = str(tmp_path_factory.mktemp("compiled"))
-    names = {"jax_compilation_cache_dir": cache, "jax_persistent_cache_min_compile_time_secs": 0.1}
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
-    yield cache
-    for name, value in before.items():
-        jax.config.update(name, value)
+    with compilation_cache(tmp_path_factory.mktemp("compiled")):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -69,41 +59,8 @@ def finished(tmp_path_factory):
     return workdir
 
 
-class Process:
-    """The command in a process of its own, with one CPU device unless told otherwise."""
-
-    def __init__(self, arguments, devices=1):
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_NUM_CPU_DEVICES": str(devices),
-            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.pretrain", *arguments],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def output(self):
-        output, _ = self.process.communicate(timeout=300)
-        assert self.process.returncode == 0, output
-        return output
-
-    def kill_at(self, workdir, step, number):
-        """Sends a signal once the run has logged a step."""
-        while self.process.poll() is None:
-            try:
-                if len((workdir / METRICS).read_bytes().splitlines()) >= step:
-                    break
-            except FileNotFoundError:
-                pass  # it has not begun
-            time.sleep(0.002)
-        self.process.send_signal(number)
-        return self.process.communicate(timeout=300)[0]
+def process(arguments):
+    return Process("experiments.pretrain", arguments)
 
 
 def test_a_run_leaves_everything_in_its_directory(finished):
@@ -149,11 +106,11 @@ def test_a_directory_is_for_one_run(finished, capsys):
 def test_killed_at_random_moments_a_run_ends_with_the_same_bits(tmp_path):
     options = "--checkpoint-every 5 --evaluate-every 20 --optimizer spam --option reset_every=7"
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    Process(command(whole, options, steps=60)).output()
+    process(command(whole, options, steps=60)).output()
     moments = sorted(random.SystemRandom().sample(range(2, 58), 3))
     for moment in moments:
-        Process(command(killed, options, steps=60)).kill_at(killed, moment, signal.SIGKILL)
-    Process(command(killed, options, steps=60)).output()
+        process(command(killed, options, steps=60)).kill_at(killed, moment, signal.SIGKILL)
+    process(command(killed, options, steps=60)).output()
     (state, extra), (expected, extra_expected) = last_state(killed), last_state(whole)
     assert int(state.step) == 60, moments
     assert_same(state, expected)
@@ -162,9 +119,9 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bits(tmp_path):
 
 
 def test_a_terminated_run_saves_and_exits_cleanly(tmp_path):
-    process = Process(command(tmp_path, "--checkpoint-every 10000", steps=5000))
-    output = process.kill_at(tmp_path, 20, signal.SIGTERM)
-    assert process.process.returncode == 0, output
+    child = process(command(tmp_path, "--checkpoint-every 10000", steps=5000))
+    output = child.kill_at(tmp_path, 20, signal.SIGTERM)
+    assert child.process.returncode == 0, output
     assert "which is saved; the same command goes on from there" in " ".join(output.split())
     state, _ = last_state(tmp_path)
     assert 20 <= int(state.step) < 5000
@@ -176,10 +133,10 @@ def test_one_device_eight_devices_pmap_and_two_processes_train_alike(tmp_path):
         address = f"localhost:{free.getsockname()[1]}"
     wide = "--width 64 --devices {devices} {more}"  # so that there is something to spread
     two = wide.format(devices=2, more=f"--fsdp 2 --coordinator {address} --processes 2")
-    pair = [Process(command(tmp_path / "two", f"{two} --process {number}", steps=4)) for number in range(2)]
-    for process in pair:
-        process.output()
-    Process(command(tmp_path / "one", "--width 64", steps=4)).output()
+    pair = [process(command(tmp_path / "two", f"{two} --process {number}", steps=4)) for number in range(2)]
+    for child in pair:
+        child.output()
+    process(command(tmp_path / "one", "--width 64", steps=4)).output()
     for name, more in (("eight", "--fsdp 2"), ("pmap", "--parallel pmap")):
         assert pretrain.main(command(tmp_path / name, wide.format(devices=8, more=more), steps=4)) == 0
     expected, extra = losses(tmp_path / "one"), last_state(tmp_path / "one")[1]

@@ -1,10 +1,11 @@
 """The settings of a consistency or diffusion model's training, and what they are by default."""
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import tyro
 
+from experiments.harness import run_settings
 from experiments.harness.examples import DENSITIES
 from experiments.harness.run_settings import OptimizationSettings
 from jaxreg.validation import check_range
@@ -142,6 +143,11 @@ class Settings:
         )
         settings.check()
         return settings
+
+    @classmethod
+    def from_json(cls, content: dict[str, dict[str, Any]]) -> "Settings":
+        """What ``dataclasses.asdict`` made, back from JSON."""
+        return run_settings.from_json(cls, content)
 
     def check(self) -> None:
         """Raises a ValueError unless all of the complete settings are within their ranges."""

@@ -17,12 +17,15 @@ from experiments.harness.examples import ExampleSource, as_floats, open_examples
 from experiments.harness.frechet import digit_features, frechet_to, pooled_features
 from experiments.harness.models import NoiseMlp
 from experiments.harness.run_settings import DeviceSettings
-from experiments.harness.trainer import AveragedState, Moment, Step, init_averaged_state, make_step
+from experiments.harness.trainer import AveragedState, Moment, Step, init_averaged_state, make_step, steps_taken
 from experiments.harness.unet import LAST_LAYER, UNet
 from jaxreg.layers import NonScalingLayerNorm
-from jaxreg.metrics import energy_distance
+from jaxreg.metrics import mean_distance
 from jaxreg.typing import Array, Float, PRNGKeyArray
 from jaxreg.validation import check_range
+
+BLOCK = 64
+"""Rows of a matrix of distances at a time, few enough to stay in the cache."""
 
 
 class ConsistencyTraining:
@@ -188,7 +191,12 @@ class ConsistencyTraining:
             ``samples -> distance``, to be jitted together with what makes the samples.
         """
         if len(self.shape) == 1:
-            return lambda samples: energy_distance(samples, reference, block_size=256)
+            within = jax.jit(lambda points: mean_distance(points, block_size=BLOCK))(reference)
+            return lambda samples: (
+                2 * mean_distance(samples, reference, block_size=BLOCK)
+                - mean_distance(samples, block_size=BLOCK)
+                - within
+            )
         if self.settings.data.data == "digits":
             return frechet_to(reference, features=digit_features())
         side = next(side for side in (4, 2, 1) if all(length % side == 0 for length in self.shape[:2]))
@@ -216,7 +224,7 @@ class ConsistencyTraining:
 
         def evaluate(state):
             value, drawn = jax.device_get(judge(self.placement.to_save(state.average), None))
-            show(int(np.max(self.placement.fetch(state.step))), drawn)
+            show(steps_taken(state, self.placement), drawn)
             return {self.metric: float(value)}
 
         return evaluate

@@ -148,11 +148,13 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, 0, epoch]).permutation(count)
 
 
+@functools.cache
 def _digits():
     split = digits(jax.random.key(SPLIT_SEED))
     return tuple(np.asarray(images).reshape(-1, 8, 8, 1) * 2 - 1 for images in (split.train_x, split.test_x))
 
 
+@functools.cache
 def _points(name):
     points = np.asarray(DENSITIES[name](jax.random.key(SPLIT_SEED), POINTS + HELD_OUT_POINTS))
     return points[HELD_OUT_POINTS:], points[:HELD_OUT_POINTS]

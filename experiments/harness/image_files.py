@@ -129,7 +129,8 @@ def _squared(picture: "Image", size: int) -> "Image":
 
     side = min(picture.size)
     left, upper = ((length - side) // 2 for length in picture.size)
-    return picture.resize((size, size), Resampling.LANCZOS, box=(left, upper, left + side, upper + side))
+    # Cropped first: scaling looks beyond the box it is given.
+    return picture.crop((left, upper, left + side, upper + side)).resize((size, size), Resampling.LANCZOS)
 
 
 def _chosen(path, content):

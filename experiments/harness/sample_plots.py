@@ -10,7 +10,6 @@ from experiments.harness.figures import COLOURS, finish, new_figure, save
 from experiments.harness.results import write_atomically
 from jaxreg.typing import Float
 
-COLUMNS = 16
 LEAST_PIXELS = 32
 """Images with fewer pixels a side are magnified, pixel by pixel."""
 
@@ -20,7 +19,7 @@ def plot_samples(
     path: Path,
     *,
     data: Float[np.ndarray, "m dimensions"] | None = None,
-    columns: int = COLUMNS,
+    columns: int | None = None,
 ) -> Path:
     """Writes samples as a PNG: a grid of images, or a scatter of the first two dimensions of points.
 
@@ -38,13 +37,13 @@ def plot_samples(
 
 
 def image_grid(
-    images: Float[np.ndarray, "n height width channels"], *, columns: int = COLUMNS
+    images: Float[np.ndarray, "n height width channels"], *, columns: int | None = None
 ) -> Float[np.ndarray, "rows columns 3"]:
     """Images side by side in one, a pixel of margin between them.
 
     Args:
         images: in [-1, 1]; what is beyond is shown as the ends are, what is not finite as black.
-        columns: how many are in a row; the last row is filled up with white.
+        columns: how many are in a row, as many as there are rows by default; the last row is filled up with white.
 
     Returns:
         Colours in [0, 1].
@@ -53,7 +52,7 @@ def image_grid(
     count, height, width, channels = images.shape
     colours = np.nan_to_num(np.clip(0.5 + 0.5 * images, 0, 1), nan=0.0)
     colours = colours[..., :3] if channels >= 3 else np.repeat(colours[..., :1], 3, axis=-1)
-    columns = min(columns, count)
+    columns = math.ceil(math.sqrt(count)) if columns is None else min(columns, count)
     rows = math.ceil(count / columns)
     magnified = max(1, math.ceil(LEAST_PIXELS / max(height, width)))
     colours = colours.repeat(magnified, axis=1).repeat(magnified, axis=2)
@@ -64,12 +63,13 @@ def image_grid(
     return np.pad(grid, [(0, 1), (0, 1), (0, 0)], constant_values=1.0)
 
 
-def write_grid(images: Float[np.ndarray, "n height width channels"], path: Path, *, columns: int = COLUMNS) -> Path:
+def write_grid(images: Float[np.ndarray, "n height width channels"], path: Path, *, columns: int | None = None) -> Path:
     """Writes :func:`image_grid` as a PNG, whole or not at all."""
     from matplotlib.image import imsave  # slow to import
 
     buffer = io.BytesIO()
-    imsave(buffer, image_grid(images, columns=columns), format="png", metadata={"Software": None})
+    pixels = np.round(255 * image_grid(images, columns=columns)).astype(np.uint8)
+    imsave(buffer, pixels, format="png", metadata={"Software": None})
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
     return path
 

@@ -17,14 +17,22 @@ from experiments.harness.checkpoints import CheckpointError, Checkpoints
 from experiments.harness.journal import Journal
 from experiments.harness.placement import Placement
 from experiments.harness.progress import TrainingProgress
-from experiments.harness.run_settings import from_json
 from experiments.harness.spikes import SpikeRecorder
 from experiments.harness.trainer import Feed, Interrupted, NonFinite, State, Step, Upkeep, fit, own_feed, steps_taken
 
 CONFIG = "config.json"
 """Name of the settings in a run's directory."""
 
-AnySettings = TypeVar("AnySettings")
+
+class Settings(Protocol):
+    """A dataclass of groups of settings."""
+
+    @classmethod
+    def from_json(cls, content: dict[str, dict[str, Any]]) -> "Settings":
+        """What ``dataclasses.asdict`` made, back from JSON."""
+
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 class Run(Protocol):
@@ -56,13 +64,13 @@ def read_settings(workdir: Path, kind: type[AnySettings]) -> AnySettings:
 
     Args:
         workdir: the directory.
-        kind: of settings, a dataclass of groups.
+        kind: of settings, which can be made ``from_json``.
 
     Raises:
         ValueError: it holds no run, or one of another kind.
     """
     try:
-        return from_json(kind, json.loads((workdir / CONFIG).read_text()))
+        return kind.from_json(json.loads((workdir / CONFIG).read_text()))
     except OSError as error:
         raise ValueError(f"workdir must be that of a run: cannot read {workdir / CONFIG}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
