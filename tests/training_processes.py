@@ -25,7 +25,7 @@ def compilation_cache(directory):
 @contextlib.contextmanager
 def configured(**options):
     """JAX with other options, for a while."""
-    before = {name: getattr(jax.config, name) for name in options}
+    before = {name: jax.config.values[name] for name in options}
     for name, value in options.items():
         jax.config.update(name, value)
     try:
