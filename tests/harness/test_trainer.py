@@ -20,6 +20,7 @@ from experiments.harness.trainer import (
     NonFinite,
     Upkeep,
     fit,
+    init_averaged_state,
     init_state,
     make_step,
     own_feed,
@@ -113,6 +114,45 @@ def test_a_batch_in_parts_is_the_batch_as_a_whole(parts):
     state = init_state(params(), OPTIMIZER)
     whole, in_parts = (jax.jit(make_step(loss, OPTIMIZER, accumulate=n))(state, rows) for n in (1, parts))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7), whole, in_parts)
+
+
+@pytest.mark.parametrize("kind", ["whole", "in two parts", "pmap"])
+def test_a_loss_sees_its_step_and_noise_of_its_own_and_the_average_is_exponential(kind):
+    """The gradient is the noise that the key gives, times the number of the step."""
+    key, decay, start = jax.random.key(3), 0.8, np.ones(3)
+    placement = Replicated(jax.devices()[:2]) if kind == "pmap" else PLACEMENT
+
+    def noise(key):
+        return jax.random.normal(key, [3])
+
+    def noisy(params, rows, moment):
+        step = (moment.step + 1).astype(jnp.float32)
+        return jnp.sum(params * noise(moment.key)) * step + 0.0 * jnp.sum(rows + moment.average[0]), {}
+
+    step = make_step(
+        noisy,
+        optax.sgd(1.0),
+        accumulate=2 if kind == "in two parts" else 1,
+        axis_name=placement.axis_name,
+        key=key,
+        decay=decay,
+    )
+    state = placement.create(lambda: init_averaged_state(jnp.asarray(start, jnp.float32), optax.sgd(1.0)))
+    compiled = placement.compile(step)
+    expected = [start]
+    for number in range(3):
+        state, _ = compiled(state, placement.rows(np.zeros([4, 1], np.float32)))
+        now = jax.random.fold_in(key, number)
+        keys = {
+            "whole": [now],
+            "in two parts": list(jax.random.split(now, 2)),
+            "pmap": [jax.random.fold_in(now, device) for device in range(2)],
+        }[kind]
+        expected.append(expected[-1] - (number + 1) * np.mean([noise(one) for one in keys], axis=0))
+    state = placement.to_save(state)
+    np.testing.assert_allclose(state.params, expected[-1], rtol=1e-5)
+    weights = [decay**3, *((1 - decay) * decay ** (2 - number) for number in range(3))]
+    np.testing.assert_allclose(state.average, np.tensordot(weights, expected, 1), rtol=1e-5)
 
 
 def test_pmap_and_a_mesh_of_eight_train_like_one_device():
