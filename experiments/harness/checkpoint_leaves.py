@@ -1,5 +1,6 @@
 """Some leaves of a checkpoint at a time, each checked when it is read."""
 
+import asyncio
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -35,7 +36,10 @@ class LeafReader:
         self._select, self._on_read = select, on_read
         self.names = list(leaf_shapes(like))
         self._stored: dict[int, tuple[Any, tuple[str, ...]]] = {}
-        self._handler = ocp.PyTreeCheckpointHandler()
+        kinds = {kind: ocp.type_handlers.get_type_handler(kind) for kind in ocp.type_handlers.supported_types()}
+        kinds[jax.Array] = _ToTheEnd()
+        registry = ocp.type_handlers.create_type_handler_registry(*kinds.items())
+        self._handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
         self._orbax = ocp.Checkpointer(self._handler)
 
     def __enter__(self) -> "LeafReader":
@@ -85,7 +89,7 @@ class LeafReader:
             leaves = self._restore(step, numbers)
         except Exception:
             leaves = [self._restore_one(step, number) for number in numbers]  # to find the one that it is
-        for number, finite in zip(numbers, jax.device_get([_all_finite(leaf) for leaf in leaves]), strict=True):
+        for number, finite in zip(numbers, jax.device_get([*map(_all_finite, leaves)]), strict=True):
             if not finite:
                 raise CheckpointError(
                     f"step {step} in {self.directory} has weights that are not finite at {self.names[number]}"
@@ -143,6 +147,26 @@ def stacked_sharding(leaf: jax.ShapeDtypeStruct, leading: int) -> Sharding:
     if isinstance(sharding, NamedSharding):
         return NamedSharding(sharding.mesh, PartitionSpec(*[None] * leading, *sharding.spec))
     return sharding
+
+
+class _ToTheEnd(ocp.type_handlers.ArrayHandler):
+    """Reads all leaves before it raises: Orbax leaves the others behind, which then find its event loop closed."""
+
+    async def metadata(self, infos):
+        read = super().metadata
+        return await _all_of(read([info]) for info in infos)
+
+    async def deserialize(self, infos, args=None):
+        read = super().deserialize
+        return await _all_of(read([info], [arg]) for info, arg in zip(infos, args, strict=True))
+
+
+async def _all_of(reads):
+    found = await asyncio.gather(*reads, return_exceptions=True)
+    for one in found:
+        if isinstance(one, BaseException):
+            raise one
+    return [leaf for (leaf,) in found]
 
 
 @jax.jit
