@@ -1,87 +1,32 @@
 """Combines the checkpoints of a run into weights that are better than the last ones, if there are such.
 
-    python -m experiments.pretrain --keep 20 --checkpoint-every 10        # a run that keeps enough of them
-    python -m experiments.combine runs/tiny --method lcsc --window 20
-    python -m experiments.combine runs/tiny --method ema --gamma 0.5 --gamma 0.9
-    python -m experiments.pretrain generate --workdir runs/tiny/combined/lcsc
+    python -m experiments.consistency                                     # a run that keeps enough of them
+    python -m experiments.combine runs/digits-ict --method lcsc --window 20
+    python -m experiments.combine runs/digits-ict --method ema --gamma 0.5 --gamma 0.9
+    python -m experiments.consistency generate --workdir runs/digits-ict/combined/lcsc
 
-Methods: uniform, the mean; ema, the best moving average; soup, the greedy soup; lcsc, an evolutionary search over the
-coefficients; random, a random search as long as that. They choose by the loss on some held-out batches, and what is
-reported is the loss on others. In WORKDIR/combined/METHOD are then config.json and a checkpoint like any other of the
-run, but for its parameters, combination.json and coefficients.png. The run's own checkpoints are only read.
+The same for language models of experiments.pretrain, with --keep 20 --checkpoint-every 10 or so. Methods: uniform, the
+mean; ema, the best moving average; soup, the greedy soup; lcsc, an evolutionary search over the coefficients; random, a
+random search as long as that. They choose by the loss on some held-out batches, or by samples of some noise and the
+examples trained on; what is reported is the loss on others, or samples of other noise and held-out examples. In
+WORKDIR/combined/METHOD are then config.json and a checkpoint like any other of the run, but for its parameters,
+combination.json, coefficients.png and, of models that make samples, samples_last.png and samples_combined.png, from the
+same noise. The run's own checkpoints are only read.
 """
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import jax
-import numpy as np
 import tyro
 
 from experiments.harness import results
 from experiments.harness.checkpoints import CheckpointError
 from experiments.harness.coefficient_search import Effort
+from experiments.harness.combinable_runs import open_run
 from experiments.harness.combination import combine, console
-from experiments.harness.pretraining import Pretraining
 from experiments.harness.run_settings import DeviceSettings
 from experiments.harness.training_run import CONFIG
-from experiments.pretrain import read_settings
-from jaxreg.validation import check_range
-
-
-class LanguageModel:
-    """A run of :mod:`experiments.pretrain`, judged by its loss on held-out text.
-
-    Args:
-        workdir: the run's directory.
-        search_batches: held-out batches for the search.
-        report_batches: other ones, for what is reported.
-        devices: where.
-
-    Raises:
-        ValueError: it is not the directory of a run, or its held-out text is too short for so many batches.
-    """
-
-    metric = "loss (nats a token)"
-
-    def __init__(self, workdir: Path, *, search_batches: int, report_batches: int, devices: DeviceSettings):
-        check_range("search_batches", search_batches, "[1, inf)")
-        check_range("report_batches", report_batches, "[1, inf)")
-        run = Pretraining(read_settings(workdir), devices)
-        self.shapes = run.shapes()
-        total = search_batches + report_batches
-        batches = run.corpus.validation(total)
-        _check_disjoint(batches, total, run.settings.model.context, in_memory=len(run.corpus.text) > 0)
-        rows = [run.placement.rows(batch.tokens) for batch in batches]
-        # Spread over the text: its beginning and its end are of different kinds.
-        search = set(np.linspace(0, total - 1, search_batches).round().astype(int).tolist())
-        self._search = [part for number, part in enumerate(rows) if number in search]
-        self._report = [part for number, part in enumerate(rows) if number not in search]
-        self._mean = run.placement.compile_mean(run.validation_loss)
-
-    def fitness(self, params: Any) -> float:
-        return self._loss(params, self._search)
-
-    def report(self, params: Any) -> dict[str, float]:
-        return {"loss": self._loss(params, self._report)}
-
-    def _loss(self, params, batches):
-        return float(np.mean(jax.device_get([self._mean(params, rows) for rows in batches])))
-
-
-def _check_disjoint(batches, total, context, *, in_memory):
-    if in_memory:
-        distances = np.diff(np.sort(np.concatenate([batch.positions for batch in batches])))
-        alike = bool((distances < context).any())
-    else:
-        tokens = np.concatenate([batch.tokens for batch in batches])
-        alike = len(np.unique(tokens, axis=0)) < len(tokens)
-    if alike:
-        raise ValueError(
-            "search_batches and report_batches must be fewer, for the held-out text is too short for "
-            f"{total} batches of different rows"
-        )
 
 
 def main(
@@ -94,8 +39,8 @@ def main(
     epochs: int = 20,
     children: int = 16,
     mutation_std: float = 0.03,
-    search_batches: int = 2,
-    report_batches: int = 4,
+    search_batches: int | None = None,
+    report_batches: int | None = None,
     memory: float = 4.0,
     skip_bad: bool = False,
     seed: int = 0,
@@ -116,8 +61,8 @@ def main(
         epochs: rounds of a search.
         children: evaluations in each.
         mutation_std: of lcsc, the size of its changes.
-        search_batches: held-out batches to choose by.
-        report_batches: other held-out batches, for what is reported.
+        search_batches: batches to choose by, of held-out text or of samples; 2 or 8 by default.
+        report_batches: other ones, for what is reported; 4 or 16 by default.
         memory: gigabytes that checkpoints may take; if they need more, they are read anew for every few combinations.
         skip_bad: leave out checkpoints that are missing, damaged, not finite or of another model.
         seed: of the search.
@@ -129,7 +74,7 @@ def main(
         The exit code: 0, or 2 where something cannot be used.
     """
     try:
-        run = LanguageModel(
+        run = open_run(
             workdir,
             search_batches=search_batches,
             report_batches=report_batches,

@@ -1,16 +1,22 @@
-import dataclasses
 import json
-import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import combine, pretrain
-from experiments.harness.pretraining import DataSettings, DeviceSettings, ModelSettings, Settings
+from experiments import combine, consistency, pretrain
+from experiments.harness import combination
+from experiments.harness.checkpoints import Checkpoints
+from experiments.harness.combinable_runs import open_run
+from experiments.harness.consistency_settings import DataSettings, NetworkSettings, Settings
+from experiments.harness.consistency_training import ConsistencyTraining
+from experiments.harness.run_settings import DeviceSettings
+from experiments.harness.training_run import take_directory
 
 SMALL = "--devices 1 --layers 1 --width 16 --heads 2 --hidden 16 --context 16 --batch 8 --validation-batches 1"
-DEVICES = DeviceSettings(devices=1)
+ONE = DeviceSettings(devices=1)
+OPTIONS = dict(search_batches=1, report_batches=1, devices=1)
 
 
 @pytest.fixture(scope="module")
@@ -21,52 +27,56 @@ def workdir(tmp_path_factory):
     return workdir
 
 
-def open_run(workdir, **batches):
-    return combine.LanguageModel(workdir, **{"search_batches": 1, "report_batches": 2, **batches}, devices=DEVICES)
-
-
-def test_a_combined_run_is_read_by_the_trainer(workdir, capsys):
-    options = dict(search_batches=1, report_batches=1, devices=1)
-    assert combine.main(workdir, "lcsc", epochs=1, children=2, **options) == 0
+def test_a_combined_language_model_is_read_by_the_trainer(workdir, capsys):
+    assert combine.main(workdir, "lcsc", epochs=1, children=2, **OPTIONS) == 0
     out = workdir / "combined" / "lcsc"
     result = json.loads((out / "combination.json").read_text())
     assert result["steps"] == [2, 4, 6]
     assert result["figures"]["combined"]["search"] <= result["figures"]["last"]["search"]
     assert pretrain.main(f"generate --workdir {out} --length 5 --prompt abc".split()) == 0
     assert "abc" in capsys.readouterr().out
-    assert combine.main(workdir, "lcsc", **options) == 2
+    assert combine.main(workdir, "lcsc", **OPTIONS) == 2
     assert "out must be a directory without a combination" in capsys.readouterr().out
 
 
-def test_search_and_report_read_different_text(tmp_path):
-    (tmp_path / "text.txt").write_text("".join(f"{number:06d} " for number in range(3000)))
-    model = ModelSettings(layers=1, width=16, heads=2, hidden=16, context=28)
-    settings = Settings(model=model, data=DataSettings(data=f"file:{tmp_path / 'text.txt'}", batch=8)).complete()
-    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(settings)))
-    run = open_run(tmp_path, search_batches=2, report_batches=3)
-    search, report = (np.concatenate(batches).astype(np.uint8) for batches in (run._search, run._report))
-    assert len(search) == 2 * 8
-    assert len(report) == 3 * 8
-    numbers = [
-        {number for row in rows for number in re.findall(r"\d{6}", bytes(row).decode())} for rows in (search, report)
-    ]
-    assert len(numbers[0]) > 3 * 16
-    assert not numbers[0] & numbers[1]
+def untrained_run(workdir):
+    """A consistency model's run whose checkpoints are random."""
+    data, network = DataSettings("ring", batch=32), NetworkSettings("mlp", width=8, layers=1)
+    training = ConsistencyTraining(Settings(data=data, network=network).complete(), ONE)
+    take_directory(workdir, training.settings)
+    state, random = training.create(), np.random.default_rng(0)
+    with Checkpoints(workdir / "checkpoints", keep=None) as checkpoints:
+        for step in (1, 2, 3):
+            params, average = (
+                jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape), leaf.dtype), state.params)
+                for _ in range(2)
+            )
+            checkpoints.save(step, state._replace(params=params, average=average), {})
+    return workdir
 
 
-def test_fitness_is_the_mean_loss_and_the_same_at_every_call(workdir):
-    run = open_run(workdir)
-    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), run.shapes.params)
-    # All logits are alike: a uniform guess among 256 bytes.
-    assert run.fitness(params) == pytest.approx(np.log(256), rel=1e-5)
-    assert run.report(params) == {"loss": pytest.approx(np.log(256), rel=1e-5)}
-
-
-def test_too_many_batches_for_the_text_are_refused(workdir):
-    with pytest.raises(ValueError, match=r"too short for 2001 batches"):
-        open_run(workdir, search_batches=2000, report_batches=1)
-    with pytest.raises(ValueError, match=r"^search_batches must be in \[1, inf\), got 0"):
-        open_run(workdir, search_batches=0)
+def test_a_combined_consistency_model_is_sampled_by_the_trainer(tmp_path, capsys):
+    out = tmp_path / "combined"
+    run = open_run(untrained_run(tmp_path), search_batches=1, report_batches=1, devices=ONE)
+    figures = combination.combine(run, tmp_path, out, carry=["config.json"], method="uniform")["figures"]
+    with Checkpoints(tmp_path / "checkpoints", keep=None) as there, Checkpoints(out / "checkpoints", keep=None) as new:
+        states = [there.restore(step, run.shapes)[0] for step in (1, 2, 3)]
+        combined, _ = new.restore(3, run.shapes)
+    for mean, *leaves in zip(*(jax.tree.leaves(state.params) for state in (combined, *states)), strict=True):
+        np.testing.assert_allclose(mean, np.mean(leaves, axis=0), rtol=1e-5, atol=1e-6)
+    for name, params in {
+        "combined": combined.params,
+        "last": states[-1].params,
+        "EMA of the training": states[-1].average,
+    }.items():
+        assert figures[name]["search"] == pytest.approx(run.fitness(params), rel=1e-4)
+        assert figures[name]["report"]["distance"] == pytest.approx(run.report(params)["distance"], rel=1e-4)
+    pictures = [(out / f"samples_{name}.png").read_bytes() for name in ("last", "combined")]
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures)
+    assert pictures[0] != pictures[1]
+    assert "EMA of the training" in capsys.readouterr().out
+    assert consistency.main(f"generate --workdir {out} --count 4".split()) == 0
+    assert (out / "samples.png").exists()
 
 
 def test_what_is_no_run_is_said(tmp_path, capsys):

@@ -64,6 +64,14 @@ class Combinable(Protocol):
     def report(self, params: Any) -> dict[str, float]:
         """Figures on other data than the search's."""
 
+    def others(self, state: Any) -> dict[str, Any]:
+        """Parameters in the last checkpoint that are to be judged too, by what they are called."""
+        return {}
+
+    def picture(self, params: Any, path: Path) -> Path | None:
+        """Writes a PNG of what parameters make, if that can be seen, and returns its path."""
+        return None
+
 
 def combine(
     run: Combinable,
@@ -150,6 +158,9 @@ def combine(
         ):
             figures[name] = {"search": float(fitness), "report": run.report(params)}
         figures["ema"]["gamma"] = averages.gammas[averages.best]
+        state, extra = checkpoints.restore(steps[-1], run.shapes)
+        for name, params in run.others(state).items():
+            figures[name] = {"search": run.fitness(params), "report": run.report(params)}
         console.print(_table(run, method, figures))
         content = {
             "method": method,
@@ -163,16 +174,21 @@ def combine(
             "seed": seed,
             **(effort._asdict() if method in ("lcsc", "random") else {}),
         }
-        _write(checkpoints, run, out, content)
+        combined = combine_checkpoints(checkpoints, steps, found.coefficients, run.shapes, select=is_parameter)
+        with Checkpoints(out / "checkpoints", keep=None, asynchronous=False) as written:
+            written.save(steps[-1], state._replace(params=combined.params), extra)
     coefficients = {method: found.coefficients, f"ema, gamma {figures['ema']['gamma']:.3g}": rows["ema"][0]}
     try:
         for name in carry:
             shutil.copyfile(workdir / name, out / name)
         results.write_json(out / COMBINATION, content)
-        plot = plot_coefficients(steps, coefficients, out / "coefficients.png")
+        plots = [plot_coefficients(steps, coefficients, out / "coefficients.png")]
+        for name, params in {"last": state.params, "combined": combined.params}.items():
+            plots.append(run.picture(params, out / f"samples_{name}.png"))
     except OSError as error:
         raise results.OutputError(f"cannot write to the output directory {out}: {error.strerror}") from error
-    console.print(f"weights: {out / 'checkpoints'}\nresult:  {out / COMBINATION}\nplot:    {plot}", soft_wrap=True)
+    console.print(f"weights: {out / 'checkpoints'}\nresult:  {out / COMBINATION}", soft_wrap=True)
+    console.print(*(f"plot:    {plot}" for plot in plots if plot is not None), sep="\n", soft_wrap=True)
     return results.finite(content)
 
 
@@ -285,15 +301,6 @@ def _choose(checkpoints, run, *, last, stride, first, skip_bad):
     return steps
 
 
-def _write(checkpoints, run, out, content):
-    """The combination in the place of the last checkpoint's parameters."""
-    steps = content["steps"]
-    state, extra = checkpoints.restore(steps[-1], run.shapes)
-    combined = combine_checkpoints(checkpoints, steps, content["coefficients"], run.shapes, select=is_parameter)
-    with Checkpoints(out / "checkpoints", keep=None, asynchronous=False) as written:
-        written.save(steps[-1], state._replace(params=combined.params), extra)
-
-
 def _table(run, method, figures):
     grid = Table(title=run.metric, box=SIMPLE_HEAD)
     reported = list(figures["combined"]["report"])
@@ -303,6 +310,7 @@ def _table(run, method, figures):
         "last": "last checkpoint",
         "uniform": "uniform average",
         "ema": f"best EMA (gamma {figures['ema']['gamma']:.3g})",
+        **{name: name for name in figures if name not in ("last", "uniform", "ema", "combined")},
         "combined": f"{method}, written",
     }
     for name, label in labels.items():

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.harness.checkpoints import CheckpointError, Checkpoints
 from experiments.harness.coefficient_search import Effort
-from experiments.harness.combination import COMBINATION, Candidates, combine
+from experiments.harness.combination import COMBINATION, Candidates, Combinable, combine
 
 STEPS = [2, 4, 6, 8]
 EFFORT = Effort(epochs=2, children=4)
@@ -29,7 +29,7 @@ def state(step, size=6):
     return State(jnp.int32(step), {"w": w}, jnp.full([size], float(step)))
 
 
-class Distances:
+class Distances(Combinable):
     """A run that is judged by distances: to one target in a search, to another in a report."""
 
     metric = "squared distance"
