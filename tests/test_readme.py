@@ -7,8 +7,10 @@ import shlex
 import subprocess
 import sys
 
+import pytest
+
 import experiments.__main__ as command_line
-from experiments import pretrain
+from experiments import consistency, pretrain
 from experiments.harness import registry
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -42,15 +44,16 @@ def test_the_claims_it_runs_exist():
             registry.find(slug)
 
 
-def test_the_training_commands_it_shows_are_understood(monkeypatch):
+@pytest.mark.parametrize("script", [pretrain, consistency])
+def test_the_training_commands_it_shows_are_understood(monkeypatch, script):
     calls = []
-    for name, function in pretrain.COMMANDS.items():
+    for name, function in script.COMMANDS.items():
         monkeypatch.setitem(
-            pretrain.COMMANDS, name, functools.wraps(function)(lambda name=name, **given: calls.append(name) or 0)
+            script.COMMANDS, name, functools.wraps(function)(lambda name=name, **given: calls.append(name) or 0)
         )
-    train = [words[3:] for words in shell_commands() if words[:3] == ["python", "-m", "experiments.pretrain"]]
-    assert all(pretrain.main(arguments) == 0 for arguments in train)
-    assert set(calls) == set(pretrain.COMMANDS)
+    train = [words[3:] for words in shell_commands() if words[:3] == ["python", "-m", script.__name__]]
+    assert all(script.main(arguments) == 0 for arguments in train)
+    assert set(calls) == set(script.COMMANDS)
 
 
 def test_the_list_it_shows_works(capsys):
