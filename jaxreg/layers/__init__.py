@@ -22,6 +22,7 @@ from jaxreg.layers.power_norm import (
 from jaxreg.layers.qk_norm import QKNormAttention
 from jaxreg.layers.simplex import FixedSimplexClassifier, simplex_vertices
 from jaxreg.layers.stable_embedding import StableEmbedding
+from jaxreg.layers.vector_quantization import Quantized, restart_dead_codes, vector_quantize
 
 __all__ = [
     "ConditionAdapter",
@@ -33,6 +34,7 @@ __all__ = [
     "NonScalingLayerNorm",
     "PowerNorm",
     "QKNormAttention",
+    "Quantized",
     "StableEmbedding",
     "antithetic_masks",
     "group_scaling",
@@ -42,6 +44,8 @@ __all__ = [
     "multi_sample_loss",
     "power_norm",
     "power_norm_v",
+    "restart_dead_codes",
     "simplex_vertices",
     "update_psi2",
+    "vector_quantize",
 ]

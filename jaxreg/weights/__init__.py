@@ -12,6 +12,7 @@ from jaxreg.weights.average import (
     ema_coefficients,
     linear_combination,
 )
+from jaxreg.weights.chunks import ChunkScale, chunk_layers, chunk_scale, detokenize, tokenize_params
 from jaxreg.weights.compander import Compander, apply_compander, compand, compand_inverse, init_compander
 from jaxreg.weights.edit import (
     dare,
@@ -25,6 +26,14 @@ from jaxreg.weights.edit import (
     unpatch,
 )
 from jaxreg.weights.ensemble import output_ensemble, wise_ft
+from jaxreg.weights.generate import (
+    VQVAEOutput,
+    WeightTransformer,
+    WeightVQVAE,
+    sample_params,
+    sample_tokens,
+    vqvae_loss,
+)
 from jaxreg.weights.ggd import deepshape, ggd_init
 from jaxreg.weights.merge import pcb_merge, pcb_parts, pcb_population, pcb_scores
 from jaxreg.weights.periodic import ModularMlp, analytic_modular_mlp, modular_mlp, modular_mlp_init, prune_neurons
@@ -52,6 +61,7 @@ from jaxreg.weights.task_vectors import add_task_vector, flatten_stack, task_vec
 
 __all__ = [
     "CheckpointBuffer",
+    "ChunkScale",
     "Compander",
     "DynamicEMAState",
     "LCSCResult",
@@ -59,6 +69,9 @@ __all__ = [
     "ModularMlp",
     "QDState",
     "SVDBasis",
+    "VQVAEOutput",
+    "WeightTransformer",
+    "WeightVQVAE",
     "add_task_vector",
     "aggregate_archive",
     "analytic_modular_mlp",
@@ -66,6 +79,8 @@ __all__ = [
     "checkpoint_buffer_init",
     "checkpoint_buffer_stack",
     "checkpoint_buffer_update",
+    "chunk_layers",
+    "chunk_scale",
     "compand",
     "compand_inverse",
     "cycleqd_init",
@@ -73,6 +88,7 @@ __all__ = [
     "dare",
     "decouple_inject",
     "deepshape",
+    "detokenize",
     "dynamic_ema_init",
     "dynamic_ema_update",
     "dynamic_ema_weights",
@@ -102,9 +118,13 @@ __all__ = [
     "quantize_signature",
     "replace_by_mean",
     "robust_signature",
+    "sample_params",
+    "sample_tokens",
     "shallow_layers",
     "svd_basis",
     "task_vector",
+    "tokenize_params",
     "unpatch",
+    "vqvae_loss",
     "wise_ft",
 ]
