@@ -5,10 +5,12 @@
 
 Rows: one weighted sum of the stack by ``jaxreg.weights.linear_combination``, and the same as a loop over checkpoints in
 Python, as it is mostly written, each timed by turns with ``jnp.sum`` over all leaves; and a population of sums at once,
-timed by turns with a single one. Below: the same sum streamed from Orbax checkpoints on disk by a process of its own
-on the CPU, whose peak of memory beyond what it had before is a multiple of one checkpoint. Leaves are a transformer's.
-On disk there is one checkpoint only, which all steps link to. Results are written to
-``experiments/results/benchmarks/weights_<backend>.json``.
+timed by turns with a single one: in the memory of the last population, which is donated, as a search does it, and in
+new memory, which has to be cleared where a leaf's sums are large. Below: the same sum streamed from Orbax checkpoints
+on disk by a process of its own on the CPU, whose peak of memory beyond what it had before is a multiple of one
+checkpoint; some 100 MB of it are compiled programs, metadata and what the C library keeps of freed memory, whatever
+the size. Leaves are a transformer's. On disk there is one checkpoint only, which all steps link to. Results are
+written to ``experiments/results/benchmarks/weights_<backend>.json``.
 """
 
 import multiprocessing
@@ -109,6 +111,9 @@ def measure(shapes: Mapping, *, checkpoints: int, population: int, repeats: int)
     single = jax.random.normal(jax.random.key(1), [checkpoints])
     several = jax.random.normal(jax.random.key(2), [population, checkpoints])
     combine = jax.jit(linear_combination)
+    recombine = jax.jit(
+        lambda stack, rows, last: linear_combination(stack, rows), donate_argnames="last", keep_unused=True
+    )
     total = jax.jit(lambda stack: [jnp.sum(leaf) for leaf in jax.tree.leaves(stack)])
 
     def one():
@@ -117,15 +122,21 @@ def measure(shapes: Mapping, *, checkpoints: int, population: int, repeats: int)
     def many():
         jax.block_until_ready(combine(stack, several))
 
+    def many_again():
+        nonlocal last
+        last = jax.block_until_ready(recombine(stack, several, last))
+
     def read():
         jax.block_until_ready(total(stack))
 
     rows = [_row("one combination", "jnp.sum", paired_ratio(one, read, repeats=repeats))]
-    rows.append(_row(f"population of {population}", "one combination", paired_ratio(many, one, repeats=repeats)))
+    title = f"population of {population}"
+    rows.append(_row(f"{title}, new memory", "one combination", paired_ratio(many, one, repeats=max(1, repeats // 4))))
+    last = combine(stack, several)
+    rows.insert(1, _row(title, "one combination", paired_ratio(many_again, one, repeats=repeats)))
     numbers = single.tolist()
-    take = jax.jit(lambda stack, row: jax.tree.map(lambda leaf: leaf[row], stack))
-    trees = [take(stack, row) for row in range(checkpoints)]
-    del stack  # or the loop's checkpoints would be a second copy of all
+    del stack, last  # or the loop's checkpoints would be a second copy of all
+    trees = [random_like(shapes) for _ in range(checkpoints)]
 
     def loop():
         combined = jax.tree.map(jnp.zeros_like, trees[0])

@@ -23,6 +23,10 @@ def linear_combination(stack: PyTree, coefficients: Float[Array, "*population k"
     The coefficients may be negative and need not sum to one. A one-hot vector returns its checkpoint bit for bit, if
     all are finite.
 
+    A search that combines one population after the other does so about twice as fast in the memory of the last, on a
+    CPU and if the sums of a leaf take more than 32 MB: new memory of that size has to be cleared. For this, jit a
+    function of ``(stack, coefficients, last)`` with ``donate_argnames="last", keep_unused=True``.
+
     >>> import jax.numpy as jnp
     >>> from jaxreg.weights import linear_combination
     >>> stack = {"w": jnp.array([[1.0, 2.0], [3.0, 5.0]]), "step": jnp.array([10, 20])}

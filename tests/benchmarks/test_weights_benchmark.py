@@ -16,6 +16,7 @@ def test_a_tiny_run_prints_the_table_and_writes_json(tmp_path, capsys):
     assert [(row["name"], row["peer"]) for row in result["rows"]] == [
         ("one combination", "jnp.sum"),
         ("population of 3", "one combination"),
+        ("population of 3, new memory", "one combination"),
         ("loop over checkpoints", "jnp.sum"),
     ]
     for row in result["rows"]:
