@@ -105,7 +105,7 @@ def generate(
     weights: Literal["average", "last", "combined"] | None = None,
     out: Path | None = None,
 ) -> int:
-    """Write samples of a checkpoint as a PNG, and say how far they are from examples that were not trained on.
+    """Write samples of a checkpoint as a PNG.
 
     Args:
         workdir: the run's directory, or that of a combination of its checkpoints.

@@ -61,7 +61,7 @@ class ConsistencyTraining:
         )
         self.objective = OBJECTIVES[settings.objective.objective]
         self.shape = self.source.shape
-        self.held_out = as_floats(self.source.held_out)
+        self.held_out = np.asarray(as_floats(self.source.held_out))
         self.metric = "energy_distance" if len(self.shape) == 1 else "frechet_distance"
         self.module, self.last_layer = self._build()
         self._key = jax.random.key(settings.data.seed)
