@@ -60,6 +60,16 @@ def write_run(workdir):
     (workdir / SPIKES).write_text(json.dumps(SPIKE._asdict()) + "\n")
 
 
+def test_a_run_may_have_figures_and_names_of_its_own(figures, tmp_path):
+    with Journal(tmp_path) as journal:
+        for step in (1, 2):
+            journal.write(step, loss=0.5 * step)
+        journal.write(2, energy_distance=0.25)
+    run_plots.plot_run(tmp_path, {"loss": "loss", "energy_distance": "energy distance"})
+    assert [axis.get_ylabel() for axis in figures["run.png"].axes] == ["loss", "energy distance"]
+    np.testing.assert_array_equal(panel(figures["run.png"], "energy distance").lines[0].get_xydata(), [[2, 0.25]])
+
+
 def test_a_run_leaves_images_and_nothing_else(tmp_path):
     write_run(tmp_path)
     assert run_plots.plot_run(tmp_path) == tmp_path / "run.png"
