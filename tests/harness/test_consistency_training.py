@@ -121,5 +121,6 @@ def test_what_is_left_open_is_filled_in_by_a_recipe_and_what_is_given_stays(data
     assert None not in dataclasses.asdict(chosen.network).values()
     assert None not in dataclasses.asdict(chosen.objective).values()
     assert chosen.data.batch in {recipe.batch for recipe in RECIPES.values()}
+    assert chosen.optimization.learning_rate in {recipe.learning_rate for recipe in RECIPES.values()}
     given = dataclasses.replace(chosen, network=dataclasses.replace(chosen.network, width=3))
     assert given.complete() == given
