@@ -123,10 +123,12 @@ class ChunkScale(NamedTuple):
     mean: Float[Array, "rows 1"]
     std: Float[Array, "rows 1"]
 
+    @checked
     def standardize(self, chunks: Float[Array, "*batch rows chunk"]) -> Float[Array, "*batch rows chunk"]:
         """Rows with mean 0 and standard deviation 1 in each layer."""
         return (chunks - self.mean) / self.std
 
+    @checked
     def restore(self, chunks: Float[Array, "*batch rows chunk"]) -> Float[Array, "*batch rows chunk"]:
         """The inverse."""
         return chunks * self.std + self.mean

@@ -75,6 +75,7 @@ class WeightVQVAE(nn.Module):
         self.encoder = [nn.Dense(width) for width in (*self.hidden, self.tokens_per_chunk * self.latent)]
         self.decoder = [nn.Dense(width) for width in (*reversed(self.hidden), self.chunk)]
 
+    @checked
     def __call__(self, chunks: Float[Array, "*batch chunk"], mask: Bool[Array, "*#batch chunk"]) -> VQVAEOutput:
         """Encodes, quantizes and decodes.
 
@@ -91,6 +92,7 @@ class WeightVQVAE(nn.Module):
         losses = (jnp.sum(loss, axis=-1) for loss in (quantized.codebook_loss, quantized.commitment_loss))
         return VQVAEOutput(reconstruction, quantized.codes, latents, *losses)
 
+    @checked
     def encode(
         self, chunks: Float[Array, "*batch chunk"], mask: Bool[Array, "*#batch chunk"]
     ) -> Float[Array, "*batch tokens latent"]:
@@ -98,6 +100,7 @@ class WeightVQVAE(nn.Module):
         flat = _mlp(self.encoder, jnp.where(mask, chunks, 0.0))
         return flat.reshape(*chunks.shape[:-1], self.tokens_per_chunk, self.latent)
 
+    @checked
     def decode(self, codes: Int[Array, "*batch tokens"]) -> Float[Array, "*batch chunk"]:
         """The rows that tokens stand for."""
         values = self.codebook[codes]
