@@ -62,7 +62,7 @@ def main(
         children: evaluations in each.
         mutation_std: of lcsc, the size of its changes.
         search_batches: batches to choose by, of held-out text or of samples; 2 or 8 by default.
-        report_batches: other ones, for what is reported; 4 or 16 by default.
+        report_batches: other ones, for what is reported; 4 or 32 by default.
         memory: gigabytes that checkpoints may take; if they need more, they are read anew for every few combinations.
         skip_bad: leave out checkpoints that are missing, damaged, not finite or of another model.
         seed: of the search.

@@ -8,9 +8,10 @@ import subprocess
 import sys
 
 import pytest
+import tyro
 
 import experiments.__main__ as command_line
-from experiments import consistency, pretrain
+from experiments import combine, consistency, pretrain
 from experiments.harness import registry
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -54,6 +55,14 @@ def test_the_training_commands_it_shows_are_understood(monkeypatch, script):
     train = [words[3:] for words in shell_commands() if words[:3] == ["python", "-m", script.__name__]]
     assert all(script.main(arguments) == 0 for arguments in train)
     assert set(calls) == set(script.COMMANDS)
+
+
+def test_the_combinations_it_shows_are_understood():
+    shown = [words[3:] for words in shell_commands() if words[:3] == ["python", "-m", "experiments.combine"]]
+    assert len(shown) >= 3
+    for arguments in shown:
+        given = tyro.cli(functools.wraps(combine.main)(lambda workdir, **options: workdir), args=arguments)
+        assert given.parts[0] == "runs"
 
 
 def test_the_list_it_shows_works(capsys):

@@ -127,7 +127,7 @@ class GenerativeModel(Combinable):
         workdir: Path,
         *,
         search_batches: int = 8,
-        report_batches: int = 16,
+        report_batches: int = 32,
         devices: DeviceSettings = DeviceSettings(),
     ):
         _check_batches(search_batches, report_batches)
