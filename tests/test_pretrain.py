@@ -12,10 +12,10 @@ import pytest
 
 from experiments import pretrain
 from experiments.harness.checkpoints import Checkpoints
+from experiments.harness.feed import own_feed
 from experiments.harness.journal import METRICS, read_journal
 from experiments.harness.pretraining import Pretraining, Settings, adopt_state
 from experiments.harness.run_settings import DeviceSettings
-from experiments.harness.trainer import own_feed
 from tests.training_processes import Process, compilation_cache
 
 SMALL = "--devices 1 --layers 2 --width 16 --heads 2 --hidden 16 --context 16 --batch 8 --validation-batches 1"

@@ -30,11 +30,12 @@ from rich.table import Table
 from experiments.benchmarks import torch_llama, torch_peers
 from experiments.benchmarks.timing import paired_ratio
 from experiments.harness import results
+from experiments.harness.feed import Feed
 from experiments.harness.journal import Journal
 from experiments.harness.llama import flops_per_token, parameter_count
 from experiments.harness.pretraining import DataSettings, ModelSettings, OptimizationSettings, Pretraining, Settings
 from experiments.harness.spikes import SpikeRecorder
-from experiments.harness.trainer import Feed, Upkeep, fit
+from experiments.harness.trainer import Upkeep, fit
 
 RESULTS = results.RESULTS / "benchmarks"
 OPTIMIZERS = ("adamw", "spam", "stable_spam", "adam8bit")

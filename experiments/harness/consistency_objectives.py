@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.harness.trainer import Moment
+from experiments.harness.train_step import Moment
 from jaxreg.diffusion import (
     adaptive_balance,
     consistency_sample,

@@ -17,7 +17,8 @@ from experiments.harness.examples import ExampleSource, as_floats, open_examples
 from experiments.harness.frechet import digit_features, frechet_to, pooled_features
 from experiments.harness.models import NoiseMlp
 from experiments.harness.run_settings import DeviceSettings
-from experiments.harness.trainer import AveragedState, Moment, Step, init_averaged_state, make_step, steps_taken
+from experiments.harness.train_step import AveragedState, Moment, Step, init_averaged_state, make_step
+from experiments.harness.trainer import steps_taken
 from experiments.harness.unet import LAST_LAYER, UNet
 from jaxreg.layers import NonScalingLayerNorm
 from jaxreg.metrics import mean_distance

@@ -17,7 +17,7 @@ from experiments.harness.corpus import Corpus, open_corpus
 from experiments.harness.faults import inject_spikes
 from experiments.harness.llama import PRESETS, Llama, LlamaConfig, learning_rate_multipliers, next_token_loss
 from experiments.harness.run_settings import DeviceSettings, OptimizationSettings
-from experiments.harness.trainer import Moment, Step, TrainState, init_state, make_step
+from experiments.harness.train_step import Moment, Step, TrainState, init_state, make_step
 from jaxreg.typing import ScalarLike
 
 

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import results, run_plots
+from experiments.harness.feed import Feed
 from experiments.harness.journal import Journal
 from experiments.harness.pretraining import Pretraining
-from experiments.harness.trainer import Feed, Upkeep, fit
+from experiments.harness.trainer import Upkeep, fit
 
 USABLE = 0.8
 """Part of the memory that runs may take."""

@@ -14,11 +14,13 @@ from rich.console import Console
 from experiments.harness import results
 from experiments.harness.batches import TrainIterator
 from experiments.harness.checkpoints import CheckpointError, Checkpoints
+from experiments.harness.feed import Feed, own_feed
 from experiments.harness.journal import Journal
 from experiments.harness.placement import Placement
 from experiments.harness.progress import TrainingProgress
 from experiments.harness.spikes import SpikeRecorder
-from experiments.harness.trainer import Feed, Interrupted, NonFinite, State, Step, Upkeep, fit, own_feed, steps_taken
+from experiments.harness.train_step import State, Step
+from experiments.harness.trainer import Interrupted, NonFinite, Upkeep, fit, steps_taken
 
 CONFIG = "config.json"
 """Name of the settings in a run's directory."""

@@ -10,21 +10,12 @@ import pytest
 
 from experiments.harness.batches import Batch
 from experiments.harness.checkpoints import Checkpoints
+from experiments.harness.feed import Feed, own_feed
 from experiments.harness.journal import METRICS, Journal, read_journal
 from experiments.harness.mesh import make_mesh
 from experiments.harness.placement import OnMesh, Replicated
-from experiments.harness.trainer import (
-    MAX_ROLLBACKS,
-    Feed,
-    Interrupted,
-    NonFinite,
-    Upkeep,
-    fit,
-    init_averaged_state,
-    init_state,
-    make_step,
-    own_feed,
-)
+from experiments.harness.train_step import init_averaged_state, init_state, make_step
+from experiments.harness.trainer import MAX_ROLLBACKS, Interrupted, NonFinite, Upkeep, fit
 
 PLACEMENT = OnMesh(make_mesh(devices=jax.devices()[:1]))
 STEPS = 12
