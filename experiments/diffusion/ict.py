@@ -22,7 +22,7 @@ from jaxreg.losses import pseudo_huber
 from jaxreg.metrics import energy_distance
 from jaxreg.schedules import doubling_steps, karras_sigma
 
-BATCH, SAMPLES, DECAY = 256, 2048, 0.99
+BATCH, DECAY = 256, 0.99
 S0, S1 = 10, 160
 CT_S0, CT_S1, CT_MU = 2, 150, 0.9
 
@@ -75,7 +75,8 @@ CLAIM = Claim(
         ),
     ),
     steps=3000,
-    smoke_steps=6,
+    smoke_steps=2,
+    smoke_sizes={"samples": 64},
     seeds=8,
 )
 
@@ -105,7 +106,7 @@ def recipe_loss(recipe, apply_fn, params, key, x, step, total_steps, teacher):
     return distance / (high - low) if recipe.weighted else distance
 
 
-def run(key, arm, *, learning_rate, steps):
+def run(key, arm, *, learning_rate, steps, samples=2048):
     """Trains one consistency model; the score is the energy distance of its samples to data."""
     key_init, key_train, key_data, key_sample = jax.random.split(key, 4)
     model = NoiseMlp()
@@ -136,8 +137,8 @@ def run(key, arm, *, learning_rate, steps):
         _, average, _ = state
 
         def distance(weights, sigmas):
-            samples = consistency_sample(apply_fn, weights, key_sample, (SAMPLES, 2), sigmas=sigmas)
-            return energy_distance(samples, gaussian_ring(key_data, SAMPLES))
+            drawn = consistency_sample(apply_fn, weights, key_sample, (samples, 2), sigmas=sigmas)
+            return energy_distance(drawn, gaussian_ring(key_data, samples))
 
         return {
             "score": distance(average, (80.0,)),

@@ -18,7 +18,7 @@ from jaxreg.diffusion import consistency_sample, ict_loss, slct_loss
 from jaxreg.layers import NonScalingLayerNorm
 from jaxreg.metrics import energy_distance
 
-DIMENSIONS, BATCH, SAMPLES, DECAY = 8, 256, 2048, 0.99
+DIMENSIONS, BATCH, DECAY = 8, 256, 0.99
 S1, OUTLIERS, FACTOR = 160, 0.01, 10.0
 GROUP = 16  # of the batch, coupled by itself: the whole takes a second a step
 
@@ -35,17 +35,24 @@ CLAIM = Claim(
     min_effect=0.1,
     method="cauchy",
     baselines=("pseudo_huber",),
-    grid={"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2)},
+    grid={"learning_rate": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)},
     beside=(
         Comparison("data without outliers", settings={"outliers": 0.0}),
         Comparison(
-            "Cauchy with one more part each, at the learning rate 3e-3",
+            "Cauchy with one more part each, at the learning rate 3e-4",
             baselines=("with_diffusion", "with_coupling", "with_norm"),
-            settings={"learning_rate": 3e-3},
+            settings={"learning_rate": 3e-4},
         ),
     ),
+    finding="At c = 0.0015, the pseudo-Huber distance of improved consistency training is nearly an absolute "
+    "value and robust already. Cauchy's samples are no farther with outliers than without (0.024 and 0.028), "
+    "pseudo-Huber's are (0.020 and 0.008): robust they are, but worse both times. The likely reason is the slope of "
+    "Cauchy's distance, 2/r beyond its scale, which shrinks to 0.0016 here: points whose two images are still apart "
+    "are learnt least. A weight of 1 for the denoising term is next to nothing beside weights of one over the gap of "
+    "the levels; the coupling of 16 points and the normalization do harm in so small a model.",
     steps=3000,
-    smoke_steps=6,
+    smoke_steps=2,
+    smoke_sizes={"samples": 64},
     seeds=16,
 )
 
@@ -57,7 +64,7 @@ def embed(points):
     return 2.0 * points @ orthonormal
 
 
-def run(key, arm, *, learning_rate, outliers=OUTLIERS, steps):
+def run(key, arm, *, learning_rate, outliers=OUTLIERS, steps, samples=2048):
     """Trains one consistency model; the score is the energy distance of its samples to data without outliers."""
     key_init, key_train, key_data, key_sample = jax.random.split(key, 4)
     model = NoiseMlp(DIMENSIONS, norm=NonScalingLayerNorm if arm == "with_norm" else None)
@@ -82,8 +89,8 @@ def run(key, arm, *, learning_rate, outliers=OUTLIERS, steps):
         return losses.mean(), (step + 1, optax.incremental_update(params, average, 1 - DECAY))
 
     def measure(params, state):
-        samples = consistency_sample(apply_fn, state[1], key_sample, (SAMPLES, DIMENSIONS), sigmas=(80.0,))
-        return {"score": energy_distance(samples, embed(gaussian_ring(key_data, SAMPLES)), block_size=256)}
+        drawn = consistency_sample(apply_fn, state[1], key_sample, (samples, DIMENSIONS), sigmas=(80.0,))
+        return {"score": energy_distance(drawn, embed(gaussian_ring(key_data, samples)), block_size=256)}
 
     _, _, curves = train(
         key_train,

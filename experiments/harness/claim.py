@@ -96,6 +96,8 @@ class Claim(Criterion):
             devices of a process call it at once.
         steps: budget of one run, passed to ``run``.
         smoke_steps: the same for ``--smoke``.
+        smoke_sizes: arguments of ``run`` that stay at their defaults but for ``--smoke``: numbers of samples, say. They
+            may decide shapes.
         seeds: runs per arm that are measured.
         tuning_seeds: runs per arm and grid point for tuning.
     """
@@ -116,6 +118,7 @@ class Claim(Criterion):
     one_device: bool = False
     steps: int
     smoke_steps: int = 4
+    smoke_sizes: Mapping[str, int] = field(default_factory=dict)
     seeds: int = 8
     tuning_seeds: int = 4
 

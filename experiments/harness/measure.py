@@ -1,6 +1,7 @@
 """Measures a claim: tunes every arm alike, runs fresh paired seeds, judges."""
 
 import dataclasses
+import functools
 import inspect
 import math
 import time
@@ -35,6 +36,7 @@ class Plan:
     def __init__(self, claim: Claim, run: RunFunction, *, seed_offset: int, smoke: bool):
         self.claim = claim
         self.seed_offset = seed_offset
+        self.smoke = smoke
         self.main = Comparison(says=claim.says)
         self.beside = () if smoke else claim.beside
         parameters = inspect.signature(run).parameters
@@ -42,7 +44,7 @@ class Plan:
         # Whatever is set anywhere is an argument everywhere, so that an arm compiles once.
         self.names = {name for arm in claim.arms for name in (*claim.grid_of(arm), *claim.resolve(arm)[1])}
         self.names |= {*claim.axis, *(name for comparison in self.beside for name in comparison.settings)}
-        unknown = sorted(self.names - set(parameters))
+        unknown = sorted((self.names | set(claim.smoke_sizes)) - set(parameters))
         if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             raise ValueError(f"{claim.slug}: run() has no argument {', '.join(unknown)}; it takes {list(parameters)}")
 
@@ -64,9 +66,10 @@ class Plan:
         return list(dict.fromkeys(case for judgement in self.judgements() for case in self.cases(*judgement)))
 
     def points(self, case: Case) -> list[dict[str, float]]:
-        """What is tried: the arm's grid, but for what the condition fixes."""
+        """What is tried: the arm's grid, but for what the condition fixes; of it two ends are enough to see it run."""
         fixed = dict(case.settings)
-        return points({name: grid for name, grid in self.claim.grid_of(case.arm).items() if name not in fixed})
+        found = points({name: grid for name, grid in self.claim.grid_of(case.arm).items() if name not in fixed})
+        return [found[0], *found[1:][-1:]] if self.smoke else found
 
     def runs(self, case: Case, point: Mapping[str, float], stream: int, seeds: int) -> list[list[Run]]:
         """One run per point of the axis, but for what the condition fixes (rows), and seed (columns)."""
@@ -101,16 +104,19 @@ def measure(
         run: ``run(key, arm, *, steps, **settings) -> figures``.
         seeds: measured runs per arm; the claim's own number by default.
         seed_offset: first seed, of tuning and of measuring.
-        smoke: a few steps of two seeds without the comparisons beside, to see that the claim runs. Says nothing else.
+        smoke: a few steps of two seeds on one device, tuned on two points of the grid and one seed, without the
+            comparisons beside, to see that the claim runs. Says nothing else.
         devices: devices to split the runs over; all by default.
         on_batch: told about progress.
     """
     start = time.perf_counter()
     seeds = 2 if smoke else seeds or claim.seeds
-    tuning_seeds = 2 if smoke else claim.tuning_seeds
+    tuning_seeds = 1 if smoke else claim.tuning_seeds
     steps = claim.smoke_steps if smoke else claim.steps
-    devices = (devices or jax.devices())[: 1 if claim.one_device else None]
+    devices = (devices or jax.devices())[: 1 if claim.one_device or smoke else None]
     plan = Plan(claim, run, seed_offset=seed_offset, smoke=smoke)
+    if smoke:
+        run = functools.partial(run, **claim.smoke_sizes)
     runner = Runner(claim, run, steps=steps, batch=seeds, devices=devices, on_batch=on_batch)
 
     conditions = {(case.arm, case.settings) for case in plan.all_cases()}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 import experiments.__main__ as command_line
@@ -87,6 +88,16 @@ def test_report_writes_the_document(tmp_path, capsys):
     assert (tmp_path / "RESULTS.md").read_text().startswith("# Measured claims")
 
 
+@pytest.fixture
+def quick_compilation():
+    """Compiling is most of a short run: without most optimizations it takes half the time, and running a bit more."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("slug", registry.entries())
 def test_every_claim_runs(slug, tmp_path):
     assert command_line.main(["run", slug, "--smoke", "--out", str(tmp_path)]) == 0

@@ -233,6 +233,33 @@ def test_a_figure_that_run_does_not_return_is_named():
         measure(claim(score="accuracy"), run, seeds=2)
 
 
+def test_a_smoke_run_takes_its_own_sizes_and_a_measurement_the_defaults():
+    sizes = []
+
+    def sized(key, arm, *, samples=100, **settings):
+        sizes.append(samples)
+        return run(key, arm, **settings)
+
+    measure(claim(smoke_sizes={"samples": 3}), sized, smoke=True)
+    assert sizes == [3, 3]  # one for each arm
+    measure(claim(smoke_sizes={"samples": 3}), sized, seeds=2, devices=jax.devices()[:1])
+    assert sizes[2:] == [100, 100]
+
+
+def test_a_smoke_size_that_run_does_not_know_is_named():
+    with pytest.raises(ValueError, match=r"run\(\) has no argument samples"):
+        measure(claim(smoke_sizes={"samples": 3}), run, smoke=True)
+
+
+def test_a_smoke_run_tries_both_ends_of_the_grid_with_one_seed_on_one_device():
+    reports = []
+    measure(claim(), run, smoke=True, on_batch=lambda *report: reports.append(report), devices=jax.devices()[:2])
+    assert reports[-1] == ("good, measuring", 8, 8)  # of each arm two tuning runs and two measured ones
+    result = measure(claim(), run, smoke=True)
+    assert result["devices"].startswith("1 x ")
+    assert result["criteria"][0]["arms"]["bad"]["tuned"] == {"learning_rate": 1.0}  # the best of the whole grid is last
+
+
 def test_a_smoke_run_is_short_and_says_so():
     result = measure(claim(beside=(Comparison("more"),)), run, smoke=True)
     assert (result["smoke"], result["seeds"], result["steps"], result["beside"]) == (True, 2, 4, [])
