@@ -5,9 +5,9 @@ retrained without the forgotten data: the gap is the mean absolute difference of
 accuracy on the rest and on test data, and the efficacy of a membership attack.
 
 A run unlearns at three learning rates, its own and a third and three times it: the score is the gap at its own, the
-spread of the three tells how much care the learning rate takes. The random labels are drawn once. An epoch of the
-authors' code passes over the forgotten data and over nine times as much of the rest: so alpha is 9 here, and the loss
-divided by 10; the paper's equation with alpha 1 is reported beside the verdict.
+spread of the three tells how much care the learning rate takes. The random labels are drawn once. The loss is the
+paper's with alpha 1, over 1 + alpha. An epoch of the authors' code passes over the forgotten data and over the rest,
+here nine times as much: alpha 9 is reported beside the verdict.
 """
 
 import jax
@@ -55,14 +55,17 @@ CLAIM = Claim(
     beside=(
         Comparison("random labels without a mask only", baselines=("random_labels",)),
         Comparison("a tenth of the weights may move", method="salun_keep_10%", baselines=("random_labels",)),
-        Comparison("alpha 1", baselines=("random_labels",), settings={"alpha": 1.0}),
+        Comparison("alpha 9", baselines=("random_labels",), settings={"alpha": 9.0}),
     ),
+    finding="At this size there is nothing to gain: leaving the network as it is has a gap of 2.6 points, and no rate "
+    "of random labels, masked or not, and none of gradient ascent does better; all choose the least rate. What is left "
+    "of the gap is mostly the seeds' spread. With alpha 9 the mask is worth 0.4 points, within a wide interval.",
     steps=100,
     seeds=16,
 )
 
 
-def run(key, arm, *, learning_rate, steps, keep=0.5, alpha=9.0):
+def run(key, arm, *, learning_rate, steps, keep=0.5, alpha=1.0):
     """Unlearns one network; the score is its average gap to retrained ones."""
     key_data, key_init, key_train, key_retrain, key_labels, key_unlearn = jax.random.split(key, 6)
     split = data.digits(key_data, train=TRAIN)
