@@ -22,8 +22,7 @@ from jaxreg.unlearning import dmm_unlearn, fit_datamodel, predict_oracle
 
 TRAIN, RARE, FORGET, CLASSES = 600, 30, 20, 10
 MATCHED_RETAIN, VALIDATION = 100, 200
-HALVES, JUDGED, TUNING = 256, 64, 32
-TRAIN_STEPS, BATCH = 200, 64
+BATCH = 64
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 CLAIM = Claim(
@@ -58,11 +57,12 @@ CLAIM = Claim(
     same_runs=True,
     one_device=True,
     steps=100,
+    smoke_sizes={"half_models": 8, "judged_models": 4, "tuning_models": 4, "train_steps": 2},
     seeds=10,
 )
 
 
-def run(key, *, steps):
+def run(key, *, steps, half_models=256, judged_models=64, tuning_models=32, train_steps=200):
     """Unlearns with every method; the score is the mean KLoM on the forgotten points."""
     key_data, key_orders, key_train, key_unlearn = jax.random.split(key, 4)
     split = data.digits(key_data, train=1000)
@@ -99,34 +99,35 @@ def run(key, *, steps):
 
     def trained(key, order, size):
         key_init, key = jax.random.split(key)
-        schedule = optax.cosine_decay_schedule(1e-2, TRAIN_STEPS)
+        schedule = optax.cosine_decay_schedule(1e-2, train_steps)
         return descend(
             model.init(key_init, x),
             optax.adam(schedule),
             lambda params, key: cross_entropy(params, drawn_from(key, order, size)),
             key,
-            TRAIN_STEPS,
+            train_steps,
         )
 
     # All models in one batch: on random halves, on everything, and on everything but what comes first.
-    total = JUDGED + TUNING
-    halves = jax.vmap(lambda key: jax.random.permutation(key, TRAIN))(jax.random.split(key_orders, HALVES))
+    total = judged_models + tuning_models
+    halves = jax.vmap(lambda key: jax.random.permutation(key, TRAIN))(jax.random.split(key_orders, half_models))
     everything, without = jnp.arange(TRAIN), jnp.roll(jnp.arange(TRAIN), -FORGET)
     orders = jnp.concatenate([halves, jnp.tile(everything, (total, 1)), jnp.tile(without, (2 * total, 1))])
     sizes = jnp.repeat(
         jnp.array([TRAIN // 2, TRAIN, TRAIN - FORGET]),
-        jnp.array([HALVES, total, 2 * total]),
+        jnp.array([half_models, total, 2 * total]),
         total_repeat_length=len(orders),
     )
     all_params = jax.vmap(trained)(jax.random.split(key_train, len(orders)), orders, sizes)
     logits = jax.vmap(lambda params: model.apply(params, points_x))(all_params)
-    of_halves, of_trained, of_retrained, to_match = jnp.split(logits, [HALVES, HALVES + total, HALVES + 2 * total])
-    params = jax.tree.map(lambda p: p[HALVES : HALVES + total], all_params)
+    ends = [half_models, half_models + total, half_models + 2 * total]
+    of_halves, of_trained, of_retrained, to_match = jnp.split(logits, ends)
+    params = jax.tree.map(lambda p: p[half_models : half_models + total], all_params)
 
     def margins(logits):
         return margin(logits, jnp.broadcast_to(points_y, logits.shape[:-1]))
 
-    masks = jnp.zeros([HALVES, TRAIN]).at[jnp.arange(HALVES)[:, None], halves[:, : TRAIN // 2]].set(1.0)
+    masks = jnp.zeros([half_models, TRAIN]).at[jnp.arange(half_models)[:, None], halves[:, : TRAIN // 2]].set(1.0)
     weights, _ = fit_datamodel(masks, of_halves[:, matched])
     forgotten = jnp.arange(TRAIN) < FORGET
     predicted = jax.vmap(lambda f0: predict_oracle(f0, weights, forgotten))(of_trained[:, matched])
@@ -149,7 +150,7 @@ def run(key, *, steps):
         "gradient_ascent": descending(lambda params, key: -cross_entropy(params, jnp.arange(FORGET))),
         "finetuning": descending(lambda params, key: cross_entropy(params, drawn_from(key, without, TRAIN - FORGET))),
     }
-    judged, tuning = slice(JUDGED), slice(JUDGED, None)
+    judged, tuning = slice(judged_models), slice(judged_models, None)
     keys = jax.random.split(key_unlearn, total)
 
     def divergences(logits, of):
