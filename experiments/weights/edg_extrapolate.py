@@ -20,7 +20,7 @@ FRAMES, DIRECTIONS, LABEL_NOISE = 8, 8, 0.3
 SLOWEST, FASTEST, FASTEST_IN_FINE_TUNING = 0.1, 1.0, 0.5
 SCALE = 0.5  # of positions, as the network sees them
 T, SAMPLING_STEPS, SWITCH = 1000, 50, 500
-BATCH, FINE_TUNING_STEPS, SAMPLES = 128, 600, 1024
+BATCH = 128
 
 CLAIM = Claim(
     slug="edg_extrapolate",
@@ -65,6 +65,7 @@ CLAIM = Claim(
     ),
     same_runs=True,
     steps=3000,
+    smoke_sizes={"fine_tuning_steps": 2, "samples": 64},
     seeds=16,
     finding="Extrapolated weights move 16% more than the base, and the switching sampler's direction error is 19% "
     "below the fine-tuned model's, but it does not keep the motion: these 16 numbers are decided in the "
@@ -87,7 +88,7 @@ def unit(direction):
     return jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
-def run(key, *, steps):
+def run(key, *, steps, fine_tuning_steps=600, samples=1024):
     """Trains two models and samples with ten sets of weights; the score is the motion in the samples."""
     key_init, key_base, key_fine_tune, key_drop, key_sample = jax.random.split(key, 5)
     net = models.Mlp((96, 96, 96, 2 * FRAMES), activation=jax.nn.silu)
@@ -116,13 +117,13 @@ def run(key, *, steps):
     params = net.init(key_init, jnp.zeros([1, 2 * FRAMES + 10 + 2 + DIRECTIONS]))
     optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
     base, _, _ = train(key_base, params, optimizer, diffusion_loss(FASTEST, LABEL_NOISE), steps=steps, points=1)
-    optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, FINE_TUNING_STEPS))
+    optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, fine_tuning_steps))
     fine_tuned, _, _ = train(
         key_fine_tune,
         base,
         optimizer,
         diffusion_loss(FASTEST_IN_FINE_TUNING, 0.0),
-        steps=FINE_TUNING_STEPS,
+        steps=fine_tuning_steps,
         points=1,
     )
     early, late = decouple_inject(key_drop, base, fine_tuned)
@@ -139,9 +140,9 @@ def run(key, *, steps):
     switches = jnp.array([int(name.rpartition("_at_")[2]) if "_at_" in name else SWITCH for name in pairs])
 
     key_start, key_direction, key_noise = jax.random.split(key_sample, 3)
-    start = jax.random.uniform(key_start, [SAMPLES, 2], minval=-1.0, maxval=1.0)
-    direction = jax.random.randint(key_direction, [SAMPLES], 0, DIRECTIONS)
-    noise = jax.random.normal(key_noise, [SAMPLES, 2 * FRAMES])
+    start = jax.random.uniform(key_start, [samples, 2], minval=-1.0, maxval=1.0)
+    direction = jax.random.randint(key_direction, [samples], 0, DIRECTIONS)
+    noise = jax.random.normal(key_noise, [samples, 2 * FRAMES])
 
     def figures(arm):
         """Deterministic sampling (DDIM), the same noise for all."""
@@ -149,12 +150,12 @@ def run(key, *, steps):
 
         def step(x, t):
             before = jnp.where(t >= T // SAMPLING_STEPS, abar[t - T // SAMPLING_STEPS], 1.0)
-            eps = apply(switch_params(t, *pair, switch=switch), x, jnp.full([SAMPLES], t), start, direction)
+            eps = apply(switch_params(t, *pair, switch=switch), x, jnp.full([samples], t), start, direction)
             clean = (x - jnp.sqrt(1 - abar[t]) * eps) / jnp.sqrt(abar[t])
             return jnp.sqrt(before) * clean + jnp.sqrt(1 - before) * eps, None
 
         x, _ = jax.lax.scan(step, noise, jnp.arange(T - 1, -1, -(T // SAMPLING_STEPS)))
-        x = x.reshape(SAMPLES, FRAMES, 2) / SCALE
+        x = x.reshape(samples, FRAMES, 2) / SCALE
         way = x[:, -1] - x[:, 0]
         length = jnp.linalg.norm(way, axis=-1)
         cosine = jnp.sum(way * unit(direction), axis=-1) / jnp.maximum(length, 1e-6)

@@ -18,7 +18,7 @@ from experiments.harness.training import train
 from jaxreg.weights import patch, robust_signature, shallow_layers, task_vector
 
 CLASSES, TRAIN, VALIDATION, EACH = 5, 500, 130, 890
-BATCH, PRETRAINING_STEPS = 32, 1000
+BATCH = 32
 NOISE, CONTRAST = 0.3, 0.4
 KEEP = 2
 
@@ -69,6 +69,7 @@ CLAIM = Claim(
     ),
     same_runs=True,
     steps=300,
+    smoke_sizes={"pretraining_steps": 2},
     seeds=16,
     finding="Small networks hold robustness and the task in the same weights: the signature of a corruption gains "
     "3 points on the classes it was taken from, where the robust model itself gains 20, and one point on "
@@ -114,7 +115,7 @@ def corrupt(key, x, which):
     return jax.lax.switch(which, (lambda key, x: x, *CORRUPTIONS), key, x)
 
 
-def run(key, *, learning_rate, steps):
+def run(key, *, learning_rate, steps, pretraining_steps=1000):
     """Trains one network, six of it, and patches the last; the score is its accuracy under each patch's corruption."""
     key_data, key_init, key_train, key_random, key_test = jax.random.split(key, 5)
     split = data.digits(key_data, train=1797)
@@ -136,7 +137,7 @@ def run(key, *, learning_rate, steps):
 
     key_pretrain, key_fine_tune = jax.random.split(key_train)
     pretrained = broad.init(key_broad, x[0, :1])
-    pretrained, _, _ = train(key_pretrain, pretrained, optax.adam(1e-3), pretraining_loss, steps=PRETRAINING_STEPS)
+    pretrained, _, _ = train(key_pretrain, pretrained, optax.adam(1e-3), pretraining_loss, steps=pretraining_steps)
     head = model.init(key_head, x[0, :1])["params"]["Dense_0"]
     start = {"params": {**pretrained["params"], "Dense_0": head}}
 
