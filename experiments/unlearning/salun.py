@@ -21,7 +21,7 @@ from jaxreg.metrics import unlearning_gap, unlearning_metrics
 from jaxreg.unlearning import forget_gradients, masked, random_label_loss, saliency_mask
 
 TRAIN, FORGET, CLASSES, BATCH = 1200, 120, 10, 120
-TRAIN_STEPS, RETRAINED = 300, 2
+RETRAINED = 2
 
 CLAIM = Claim(
     slug="salun",
@@ -61,11 +61,12 @@ CLAIM = Claim(
     "of random labels, masked or not, and none of gradient ascent does better; all choose the least rate. What is left "
     "of the gap is mostly the seeds' spread. With alpha 9 the mask is worth 0.4 points, within a wide interval.",
     steps=100,
+    smoke_sizes={"train_steps": 2},
     seeds=16,
 )
 
 
-def run(key, arm, *, learning_rate, steps, keep=0.5, alpha=1.0):
+def run(key, arm, *, learning_rate, steps, keep=0.5, alpha=1.0, train_steps=300):
     """Unlearns one network; the score is its average gap to retrained ones."""
     key_data, key_init, key_train, key_retrain, key_labels, key_unlearn = jax.random.split(key, 6)
     split = data.digits(key_data, train=TRAIN)
@@ -86,9 +87,9 @@ def run(key, arm, *, learning_rate, steps, keep=0.5, alpha=1.0):
         params, _, _ = train(
             key_train,
             model.init(key_init, split.train_x),
-            optax.adam(optax.cosine_decay_schedule(3e-3, TRAIN_STEPS)),
+            optax.adam(optax.cosine_decay_schedule(3e-3, train_steps)),
             lambda params, state, key: (cross_entropy(params, batch(key, examples)), state),
-            steps=TRAIN_STEPS,
+            steps=train_steps,
         )
         return params
 

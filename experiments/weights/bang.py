@@ -27,7 +27,7 @@ from jaxreg.metrics import false_false_true
 from jaxreg.weights import output_ensemble, wise_ft
 
 CLASSES, PATCHES, BROAD, NARROW = 10, 32, 1000, 100
-BATCH, OTHER_STEPS, OTHER_RATE = 64, 300, 3e-3
+BATCH, OTHER_RATE = 64, 3e-3
 BROAD_NOISE, TEST_NOISES = 0.5, (0.7, 0.8, 0.9)
 OBJECTIVES = {
     "wise_ft": {"smoothing": 0.0, "mixup_alpha": None},
@@ -70,6 +70,7 @@ CLAIM = Claim(
         Comparison("the largest learning rate, where fine-tuning forgets", settings={"learning_rate": 1e-2}),
     ),
     steps=300,
+    smoke_sizes={"other_steps": 2},
     seeds=16,
     finding="Two networks gain 12 points from many spurious features and nothing from one. BANG itself needs the "
     "paper's premise: at the largest learning rate, where fine-tuning forgets and the average of the weights is better "
@@ -79,7 +80,7 @@ CLAIM = Claim(
 )
 
 
-def run(key, arm, *, learning_rate, steps):
+def run(key, arm, *, learning_rate, steps, other_steps=300):
     """Pretrains, fine-tunes and averages; the score is the accuracy of the averaged weights."""
     key_data, key_narrow, key_init, key_train, key_members, key_test = jax.random.split(key, 6)
     split = data.digits(key_data, train=BROAD)
@@ -136,7 +137,7 @@ def run(key, arm, *, learning_rate, steps):
     key_pretrain, key_fine_tune = jax.random.split(key_train)
     adam = optax.adam(OTHER_RATE)
     start = net.init(key_init, test_x[:1])
-    pretrained, _, _ = train(key_pretrain, start, adam, pretraining_loss, steps=OTHER_STEPS)
+    pretrained, _, _ = train(key_pretrain, start, adam, pretraining_loss, steps=other_steps)
     finetuned, _, _ = train(key_fine_tune, pretrained, optax.adam(learning_rate), fine_tuning_loss, steps=steps)
     averaged = wise_ft(pretrained, finetuned)
     before, after, both = (net.apply(params, test_x) for params in (pretrained, finetuned, averaged))
@@ -163,7 +164,7 @@ def run(key, arm, *, learning_rate, steps):
             x, y = split.train_x[chosen], split.train_y[chosen]
             return cross_entropy(params, mask * colored(key_colors, x, y, True), y), state
 
-        params, _, _ = train(key_steps, net.init(key_start, test_x[:1]), adam, loss, steps=OTHER_STEPS)
+        params, _, _ = train(key_steps, net.init(key_start, test_x[:1]), adam, loss, steps=other_steps)
         return net.apply(params, test_x * mask)
 
     one, other = jax.vmap(member)(jax.random.split(key_members), jnp.stack([first_half, ~first_half]))
