@@ -22,7 +22,6 @@ from jaxreg.optim import Group, hesso, hesso_cric
 
 CLASSES, WIDTH, BATCH = 10, 64, 64
 SPARSITY = 0.8
-DENSE_STEPS, PRUNING_STEPS = 500, 500
 CYCLES, SAMPLING_STEPS, CRIC_PRUNING_STEPS = 10, 25, 250
 
 GROUPS = [
@@ -69,12 +68,13 @@ CLAIM = Claim(
     "it keeps 6 units in the first layer and 20 in the second, HESSO the reverse. Rescaled layers hurt both "
     "far more than removal layer by layer.",
     steps=1500,
-    smoke_steps=1500,
+    smoke_steps=16,
+    smoke_sizes={"dense_steps": 4, "pruning_steps": 10},
     seeds=16,
 )
 
 
-def run(key, arm, *, learning_rate, steps, scale=1.0):
+def run(key, arm, *, learning_rate, steps, scale=1.0, dense_steps=500, pruning_steps=500):
     """Trains and prunes one network; the score is the accuracy of what is left."""
     key_data, key_init, key_dense, key_rest = jax.random.split(key, 4)
     split = data.digits(key_data)
@@ -90,7 +90,7 @@ def run(key, arm, *, learning_rate, steps, scale=1.0):
         return jnp.mean(model.apply(params, split.test_x).argmax(-1) == split.test_y)
 
     params, _, dense_curve = train(
-        key_dense, params, optax.adam(learning_rate), loss, steps=DENSE_STEPS, measure=accuracy, points=10
+        key_dense, params, optax.adam(learning_rate), loss, steps=dense_steps, measure=accuracy, points=10
     )
     params = rescaled(params, scale)
     if arm in ("one_shot", "one_shot_per_layer"):
@@ -100,7 +100,7 @@ def run(key, arm, *, learning_rate, steps, scale=1.0):
         "dense": lambda: inner,
         "one_shot": lambda: optax.chain(inner, keep_zeros(params)),
         "one_shot_per_layer": lambda: optax.chain(inner, keep_zeros(params)),
-        "hesso": lambda: hesso(inner, GROUPS, target_sparsity=SPARSITY, pruning_steps=PRUNING_STEPS),
+        "hesso": lambda: hesso(inner, GROUPS, target_sparsity=SPARSITY, pruning_steps=pruning_steps),
         "hesso_cric": lambda: hesso_cric(
             inner,
             GROUPS,
@@ -110,7 +110,7 @@ def run(key, arm, *, learning_rate, steps, scale=1.0):
             pruning_steps=CRIC_PRUNING_STEPS,
         ),
     }[arm]()
-    params, _, curve = train(key_rest, params, optimizer, loss, steps=steps - DENSE_STEPS, measure=accuracy, points=20)
+    params, _, curve = train(key_rest, params, optimizer, loss, steps=steps - dense_steps, measure=accuracy, points=20)
     alive = alive_units(params, GROUPS)
     return {
         "score": curve[-1],
