@@ -42,10 +42,12 @@ class Packed:
     def unpack(self) -> Any:
         """The tree, of NumPy arrays."""
         structure, shapes, dtypes = self._layout
-        parts = np.split(np.asarray(self.vector), np.cumsum([math.prod(shape) for shape in shapes])[:-1])
-        return structure.unflatten(
-            [part.reshape(shape).astype(dtype) for part, shape, dtype in zip(parts, shapes, dtypes, strict=True)]
-        )
+        vector, leaves, start = np.asarray(self.vector), [], 0
+        for shape, dtype in zip(shapes, dtypes, strict=True):
+            stop = start + math.prod(shape)
+            leaves.append(vector[start:stop].reshape(shape).astype(dtype, copy=False))
+            start = stop
+        return structure.unflatten(leaves)
 
     def tree_flatten(self) -> tuple[tuple[Any], _Layout]:
         """For JAX."""
