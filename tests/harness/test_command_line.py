@@ -14,6 +14,15 @@ from experiments.harness import measure as measuring
 from experiments.harness import registry, results
 
 
+@pytest.fixture
+def quick_compilation():
+    """Compiling is most of a short run: without most optimizations it takes half the time, and running a bit more."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def test_an_unknown_slug_suggests_near_matches(capsys):
     assert command_line.main(["run", "spma"]) == 2
     assert "no claim is called 'spma'; did you mean spam" in capsys.readouterr().out
@@ -50,6 +59,7 @@ def test_list_filters_by_family_and_words(capsys):
     assert "no family is called 'optimism'; there are" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_an_interrupted_run_keeps_what_was_finished_and_writes_nothing_else(tmp_path, capsys, monkeypatch):
     finished = []
 
@@ -86,15 +96,6 @@ def test_report_writes_the_document(tmp_path, capsys):
     assert command_line.main(["report", "--out", str(out)]) == 0
     assert "0 results" in capsys.readouterr().out
     assert (tmp_path / "RESULTS.md").read_text().startswith("# Measured claims")
-
-
-@pytest.fixture
-def quick_compilation():
-    """Compiling is most of a short run: without most optimizations it takes half the time, and running a bit more."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.mark.usefixtures("quick_compilation")
