@@ -6,21 +6,19 @@ import subprocess
 import sys
 import time
 
-import jax
 import pytest
 
 import experiments.__main__ as command_line
 from experiments.harness import measure as measuring
 from experiments.harness import registry, results
+from tests.training_processes import configured
 
 
 @pytest.fixture
 def quick_compilation():
     """Compiling is most of a short run: without most optimizations it takes half the time, and running a bit more."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    with configured(jax_disable_most_optimizations=True):
+        yield
 
 
 def test_an_unknown_slug_suggests_near_matches(capsys):
