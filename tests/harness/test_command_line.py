@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes, messages, files left behind."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -74,7 +75,7 @@ def test_an_interrupted_run_keeps_what_was_finished_and_writes_nothing_else(tmp_
 
 
 def test_control_c_ends_a_real_run_cleanly(tmp_path):
-    command = [sys.executable, "-m", "experiments", "run", "rliable", "--seeds", "50", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "experiments", "run", "rliable", "--seeds", "8", "--out", str(tmp_path)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=registry.ROOT.parent, bufsize=1,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -87,6 +88,18 @@ def test_control_c_ends_a_real_run_cleanly(tmp_path):
     assert "interrupted while measuring rliable" in output
     assert "Traceback" not in output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_that_was_swallowed_ends_the_run_after_the_batch():
+    def swallow(on_batch):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        on_batch("measuring", 1, 2)
+        pytest.fail("it went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        command_line.with_progress(swallow)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_report_writes_the_document(tmp_path, capsys):
