@@ -46,8 +46,8 @@ ENDLESS = 10**9
 def main(
     model: tyro.conf.OmitArgPrefixes[ModelSettings] = ModelSettings(),
     batch: int | None = None,
-    repeats: int = 20,
-    steps: int = 5,
+    repeats: int = 10,
+    steps: int = 20,
     only: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
     out: Path = RESULTS,
 ) -> int:
@@ -57,7 +57,7 @@ def main(
         model: what is trained.
         batch: rows of a batch; the preset's by default.
         repeats: pairs of samples to time for each optimizer.
-        steps: steps in a sample.
+        steps: steps in a sample; a run does not begin and end every few of them.
         only: name of an optimizer to time; give it several times for several. All of them by default.
         out: directory for the JSON file.
 
