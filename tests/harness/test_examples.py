@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from experiments.harness.data import digits
-from experiments.harness.examples import as_floats, open_examples
+from experiments.harness.examples import _points, as_floats, open_examples
 from experiments.harness.frechet import SPLIT_SEED
+from jaxreg.data import gaussian_ring, two_moons
+from jaxreg.metrics import energy_distance
+from tests.training_processes import configured
 
 
 def write(tmp_path, images):
@@ -40,6 +43,23 @@ def test_points_to_be_judged_by_are_not_trained_on():
     trained = {tuple(point) for point in next(source.train()).rows.tolist()}
     assert len(trained) == 2**16
     assert not trained & {tuple(point) for point in source.held_out.tolist()}
+
+
+@pytest.mark.parametrize(("name", "density"), [("ring", gaussian_ring), ("moons", two_moons)])
+def test_points_are_of_the_density_of_that_name(name, density):
+    held_out = open_examples(name, batch=1).held_out
+    one, other = (np.asarray(density(jax.random.key(number), len(held_out))) for number in (0, 1))
+    far = float(energy_distance(one, other * 1.1, block_size=1024))
+    assert abs(float(energy_distance(one, held_out, block_size=1024))) < 0.2 * far
+    np.testing.assert_allclose(held_out.std(axis=0), one.std(axis=0), rtol=0.02)
+
+
+def test_a_state_is_valid_whatever_jax_was_told_about_compiling():
+    options = dict(jax_disable_most_optimizations=not jax.config.values["jax_disable_most_optimizations"])
+    state = open_examples("ring", batch=4).train().state()
+    _points.cache_clear()  # as in a new process
+    with configured(**options):
+        next(open_examples("ring", batch=4).train(state))
 
 
 def test_an_epoch_has_every_example_once_and_the_next_in_another_order(tmp_path):
