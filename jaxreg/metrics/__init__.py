@@ -1,5 +1,6 @@
 """Measurements: of algorithms from a few runs, of models and of samples."""
 
+from jaxreg.metrics.calibration import aurc, excess_aurc, expected_calibration_error
 from jaxreg.metrics.curvature import (
     hessian_vector_product,
     hutchinson_trace,
@@ -57,6 +58,7 @@ __all__ = [
     "TelemetryState",
     "UltraSlowFit",
     "UnlearningMetrics",
+    "aurc",
     "average_accuracy",
     "average_compatibility",
     "collapse_fraction",
@@ -67,6 +69,8 @@ __all__ = [
     "dynamic_regret",
     "early_learning_alignment",
     "energy_distance",
+    "excess_aurc",
+    "expected_calibration_error",
     "extrapolate_instability",
     "false_false_true",
     "fit_ultra_slow",
