@@ -2,7 +2,7 @@
 
 list [FAMILY] [--search WORDS]   what can be measured, and the committed verdicts
 run SLUG...                      measure claims; prints a table, writes the result and a plot
-report                           RESULTS.md and all plots anew from the result files
+report                           RESULTS.md, the README's table and all plots anew from the result files
 """
 
 import contextlib
@@ -63,10 +63,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Report:
-    """Write RESULTS.md and all plots anew, from the result files and the findings in the claim files."""
+    """Write RESULTS.md, the README's table and all plots anew, from the results and the findings in the claim files."""
 
     out: Path = results.RESULTS
-    """Where the results are; RESULTS.md is written beside this directory."""
+    """Where the results are; RESULTS.md is written beside this directory, the README's table only for the default."""
 
 
 def list_claims(args: List) -> int:
@@ -171,14 +171,16 @@ def choose_devices(wanted: int | None) -> list[jax.Device]:
 
 
 def write_report(args: Report) -> int:
-    """Regenerates RESULTS.md and the plots, with the claim files' present findings."""
-    from experiments.harness import report
+    """Regenerates RESULTS.md, the README's table and the plots, with the claim files' present findings."""
+    from experiments.harness import family_table, report
 
     results.prepare(args.out)
     for slug in registry.update_findings(args.out):
         console.print(f"{slug}: finding taken over from the claim file")
     found = report.report(args.out)
     console.print(f"{len(found)} results: {_short(args.out.parent / 'RESULTS.md')} and their plots", soft_wrap=True)
+    if args.out == results.RESULTS and family_table.update(results.README, found):
+        console.print("README.md: the table of families is another one", soft_wrap=True)
     return 0
 
 

@@ -12,7 +12,7 @@ import tyro
 
 import experiments.__main__ as command_line
 from experiments import combine, consistency, pretrain
-from experiments.harness import registry
+from experiments.harness import family_table, registry, results
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -43,6 +43,11 @@ def test_the_claims_it_runs_exist():
         assert slugs
         for slug in slugs:
             registry.find(slug)
+
+
+def test_its_table_of_families_is_that_of_the_results():
+    """`python -m experiments report` writes it anew."""
+    assert family_table.family_table(results.read_all(results.RESULTS)) in README
 
 
 @pytest.mark.parametrize("script", [pretrain, consistency])

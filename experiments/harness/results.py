@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
+README = RESULTS.parents[1] / "README.md"
 
 REQUIRED = {
     *("family", "slug", "title", "arxiv", "claim", "finding", "verdict", "effect", "interval", "method", "criteria"),
