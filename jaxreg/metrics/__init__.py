@@ -36,6 +36,7 @@ from jaxreg.metrics.reliable import (
 )
 from jaxreg.metrics.retrieval import average_accuracy, average_compatibility, compatibility_matrix, compatible_pairs
 from jaxreg.metrics.river_valley import RiverProgress, river_progress, river_valley_loss
+from jaxreg.metrics.roc import auroc
 from jaxreg.metrics.softmax_collapse import collapse_fraction, nlm_alignment
 from jaxreg.metrics.telemetry import Telemetry, TelemetryState, read_telemetry, telemetry, telemetry_init
 from jaxreg.metrics.two_sample import energy_distance, frechet_distance, mean_distance
@@ -59,6 +60,7 @@ __all__ = [
     "UltraSlowFit",
     "UnlearningMetrics",
     "aurc",
+    "auroc",
     "average_accuracy",
     "average_compatibility",
     "collapse_fraction",
