@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from jaxreg import metrics as metrics
     from jaxreg import optim as optim
     from jaxreg import penalties as penalties
+    from jaxreg import robustness as robustness
     from jaxreg import schedules as schedules
+    from jaxreg import uncertainty as uncertainty
     from jaxreg import unlearning as unlearning
     from jaxreg import weights as weights
 
@@ -35,7 +37,9 @@ _SUBPACKAGES = (
     "metrics",
     "optim",
     "penalties",
+    "robustness",
     "schedules",
+    "uncertainty",
     "unlearning",
     "weights",
 )
