@@ -1,6 +1,12 @@
 """Per-example training objectives on model outputs."""
 
 from jaxreg.losses.contrastive import hoc_loss
+from jaxreg.losses.decoupled_mixup import (
+    decoupled_mixup_bce,
+    decoupled_mixup_ce,
+    decoupled_regularizer,
+    rescale_lambda,
+)
 from jaxreg.losses.generalized_gaussian import (
     GgdFit,
     ggd_fit,
@@ -14,6 +20,8 @@ from jaxreg.losses.label_dro import AldrState, aldr_kl, aldr_kl_init, ldr_kl, ld
 from jaxreg.losses.mixup import bang_finetune_loss, mixup_loss
 from jaxreg.losses.noisy_labels import ElrState, elr, elr_init, elr_plus, elr_plus_targets, sigmoid_rampup
 from jaxreg.losses.robust_regression import cauchy, pseudo_huber
+from jaxreg.losses.self_distillation import PskdState, pskd, pskd_gradient_scale, pskd_init
+from jaxreg.losses.soft_targets import expected_loss
 from jaxreg.losses.stablemax import log_stablemax, stablemax_cross_entropy
 from jaxreg.losses.z_loss import z_loss
 
@@ -21,14 +29,19 @@ __all__ = [
     "AldrState",
     "ElrState",
     "GgdFit",
+    "PskdState",
     "aldr_kl",
     "aldr_kl_init",
     "bang_finetune_loss",
     "cauchy",
+    "decoupled_mixup_bce",
+    "decoupled_mixup_ce",
+    "decoupled_regularizer",
     "elr",
     "elr_init",
     "elr_plus",
     "elr_plus_targets",
+    "expected_loss",
     "ggd_fit",
     "ggd_kurtosis",
     "ggd_log_prob",
@@ -41,6 +54,10 @@ __all__ = [
     "log_stablemax",
     "mixup_loss",
     "pseudo_huber",
+    "pskd",
+    "pskd_gradient_scale",
+    "pskd_init",
+    "rescale_lambda",
     "sigmoid_rampup",
     "stablemax_cross_entropy",
     "z_loss",

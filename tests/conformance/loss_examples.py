@@ -25,8 +25,13 @@ BATCH = SIZES["batch"]
 # Arguments that a signature does not tell: function -> argument -> value.
 EXAMPLES: dict[str, dict[str, typing.Any]] = {
     "cauchy": {"c": 0.4},
+    "decoupled_mixup_bce": {"weight": 0.7},
+    "decoupled_mixup_ce": {"weight": 0.7},
     "ggd_log_prob": {"shape": 1.5, "scale": 0.8},
     "pseudo_huber": {"c": 0.4},
+    "rescale_lambda": {"weight": jnp.linspace(0.0, 1.0, SIZES["batch"])},
+    "pskd": {"alpha": 0.4},
+    "pskd_gradient_scale": {"alpha": 0.4},
     "sigmoid_rampup": {"step": 3, "rampup_steps": 10},
 }
 
@@ -41,8 +46,8 @@ REFUSED: dict[str, tuple[float, ...]] = {
 
 # Their tests are those of their module: what a loss is made of, measured on samples, drawn, or without examples ...
 TESTED_ELSEWHERE = {"GgdFit", "ggd_fit", "ggd_kurtosis", "ggd_quantile", "ggd_sample", "ggd_variance"}
-# ... and what calls the network itself, on examples that it mixes.
-TESTED_ELSEWHERE |= {"bang_finetune_loss", "mixup_loss"}
+# ... what calls the network itself, on examples that it mixes, and what makes one loss of another.
+TESTED_ELSEWHERE |= {"bang_finetune_loss", "expected_loss", "mixup_loss"}
 
 
 def is_state(value) -> bool:
