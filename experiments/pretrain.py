@@ -130,7 +130,7 @@ def replay(
     then, now = Pretraining(settings, devices), Pretraining(changed, devices)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         state, feed = start(then, checkpoints, before=step)
-    begin = steps_taken(state, then.placement)
+    begin = steps_taken(state)
     state = state._replace(optimizer_state=adopt_state(now.create().optimizer_state, state.optimizer_state))
     console.print(f"replaying steps {begin + 1} to {step + after} with {name}")
     directory = results.prepare(workdir / "replays" / f"step_{step}" / re.sub(r"[^\w=.-]+", "_", name))

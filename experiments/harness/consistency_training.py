@@ -216,16 +216,15 @@ class ConsistencyTraining:
         distance = self.distance_to(self.held_out)
         key = jax.random.fold_in(self._key, 2)
 
-        def judge(params, _):
+        def judge(params):
             drawn = self.sample(params, key, samples)
             return distance(drawn), drawn
 
-        # On a mesh of several processes everyone needs the result.
-        judge = self.placement.compile_mean(judge) if self.placement.axis_name is None else jax.jit(judge)
+        judge = self.placement.compile_on_copy(judge)
 
         def evaluate(state):
-            value, drawn = jax.device_get(judge(self.placement.to_save(state.average), None))
-            show(steps_taken(state, self.placement), drawn)
+            value, drawn = jax.device_get(judge(self.placement.to_save(state.average)))
+            show(steps_taken(state), drawn)
             return {self.metric: float(value)}
 
         return evaluate

@@ -32,16 +32,19 @@ class Placement(Protocol):
         """A state as :meth:`to_save` gives it, back on the devices."""
 
     def compile(self, step: Callable) -> Callable:
-        """``(state, rows) -> (state, report)``, which may overwrite the state it is given."""
+        """``(state, rows) -> (state, report)``, which may overwrite the state it is given; :meth:`fetch` the report."""
 
     def compile_mean(self, loss: Callable) -> Callable:
         """``(params, rows) -> mean over all rows``, given that of some."""
 
+    def compile_on_copy(self, function: Callable) -> Callable:
+        """``copy -> result``, which every process gets, of a state or a part as :meth:`to_save` gives it."""
+
     def rows(self, rows: np.ndarray) -> Any:
         """This process's rows of a batch, on the devices."""
 
-    def fetch(self, report: Any) -> Any:
-        """What a step reports, small arrays of numbers, or a leaf of the state, as NumPy arrays."""
+    def fetch(self, report: Packed) -> Any:
+        """What a compiled step reports, as NumPy arrays."""
 
     def to_save(self, state: Any) -> Any:
         """The state as one copy."""
@@ -79,12 +82,14 @@ class OnMesh:
     def compile_mean(self, loss: Callable) -> Callable:
         return jax.jit(loss, out_shardings=self._everywhere)
 
+    def compile_on_copy(self, function: Callable) -> Callable:
+        return jax.jit(function, out_shardings=self._everywhere)
+
     def rows(self, rows: np.ndarray) -> Any:
         return meshes.global_rows(self.mesh, rows)
 
-    def fetch(self, report: Any) -> Any:
-        fetched = jax.device_get(report)
-        return fetched.unpack() if isinstance(fetched, Packed) else fetched
+    def fetch(self, report: Packed) -> Any:
+        return jax.device_get(report).unpack()
 
     def to_save(self, state: Any) -> Any:
         return state
@@ -122,7 +127,11 @@ class Replicated:
         return jax.pmap(lambda leaf: leaf, devices=self.devices)(jax.tree.map(replicate, state))
 
     def compile(self, step: Callable) -> Callable:
-        return jax.pmap(step, axis_name=AXIS, devices=self.devices, donate_argnums=0)
+        def packed(state, rows):
+            state, report = step(state, rows)
+            return state, Packed.of(report)
+
+        return jax.pmap(packed, axis_name=AXIS, devices=self.devices, donate_argnums=0)
 
     def compile_mean(self, loss: Callable) -> Callable:
         mean = jax.pmap(
@@ -130,13 +139,16 @@ class Replicated:
         )
         return lambda params, rows: mean(params, rows)[0]
 
+    def compile_on_copy(self, function: Callable) -> Callable:
+        return jax.jit(function)
+
     def rows(self, rows: np.ndarray) -> Any:
         if len(rows) % len(self.devices):
             raise ValueError(f"batch must be a multiple of the number of devices, {len(self.devices)}, got {len(rows)}")
         return rows.reshape(len(self.devices), -1, *rows.shape[1:])
 
-    def fetch(self, report: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf[0], jax.device_get(report))
+    def fetch(self, report: Packed) -> Any:
+        return jax.tree.map(lambda leaf: leaf[0], jax.device_get(report)).unpack()
 
     def to_save(self, state: Any) -> Any:
         return self._first(state)

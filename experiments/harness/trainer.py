@@ -108,7 +108,7 @@ def fit(
     """
     names = leaf_names(state.params)
     pending: collections.deque[tuple[int, int, Batch, Report]] = collections.deque()
-    done = steps_taken(state, placement)
+    done = steps_taken(state)
     rollbacks: dict[int, int] = collections.defaultdict(int)
 
     def settle(keep=0):
@@ -175,9 +175,9 @@ def fit(
     return state
 
 
-def steps_taken(state: State, placement: Placement) -> int:
-    """How far a state is; runs that are trained side by side are equally far."""
-    return int(np.max(placement.fetch(state.step)))
+def steps_taken(state: State) -> int:
+    """How far a state is; its copies, and runs that are trained side by side, are equally far."""
+    return int(np.max(jax.device_get(state.step)))
 
 
 def figures_of(vitals: Vitals) -> dict[str, Any]:

@@ -174,7 +174,7 @@ def carry_out(
             Checkpoints(workdir / "checkpoints", keep=upkeep.keep, keep_every=upkeep.keep_every)
         )
         state, feed = start(run, checkpoints)
-        done = steps_taken(state, run.placement)
+        done = steps_taken(state)
         used = run.placement.devices
         say(
             f"{introduction}, {len(used)} x {used[0].device_kind}, "

@@ -41,7 +41,7 @@ def test_all_placements_take_the_same_step(placement):
     expected = np.asarray(fresh()["weights"]) + ROWS.mean(0)
     np.testing.assert_allclose(placement.to_save(state)["weights"], expected, atol=1e-6)
     np.testing.assert_allclose(placement.fetch(report)["mean"], ROWS.mean(0)[0], atol=1e-6)
-    assert int(placement.fetch(state["step"])) == 1
+    assert int(placement.to_save(state)["step"]) == 1
 
 
 def test_a_saved_state_goes_on_as_if_it_had_not_been_saved(placement):
@@ -63,6 +63,12 @@ def test_a_mean_is_over_all_rows(placement):
     mean = placement.compile_mean(lambda params, rows: jnp.mean(rows))
     state = placement.create(fresh)
     np.testing.assert_allclose(mean(state, placement.rows(ROWS)), ROWS.mean(), atol=1e-7)
+
+
+def test_a_function_of_one_copy_gives_one_result(placement):
+    total = placement.compile_on_copy(lambda weights: jnp.sum(weights))
+    weights = placement.create(fresh)["weights"]
+    np.testing.assert_allclose(total(placement.to_save(weights)), np.arange(2.0**14).sum() / 2**14, rtol=1e-6)
 
 
 def test_large_arrays_are_split_over_fsdp_and_stay_so():
