@@ -8,6 +8,7 @@ from jaxreg.schedules.discretization import (
     lognormal_index_probs,
 )
 from jaxreg.schedules.large_batch import adapted_regime, sqrt_scaled_lr
+from jaxreg.schedules.linear import pskd_alpha
 from jaxreg.schedules.refined import as_schedule, last_iterate_schedule, linear_decay, refine_schedule, weight_bound
 from jaxreg.schedules.wsd import cyclic_cosine, wsd, wsd_s
 
@@ -22,6 +23,7 @@ __all__ = [
     "last_iterate_schedule",
     "linear_decay",
     "lognormal_index_probs",
+    "pskd_alpha",
     "refine_schedule",
     "sqrt_scaled_lr",
     "weight_bound",
