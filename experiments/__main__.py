@@ -5,12 +5,9 @@ run SLUG...                      measure claims; prints a table, writes the resu
 report                           RESULTS.md, the README's table and all plots anew from the result files
 """
 
-import contextlib
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +23,7 @@ from rich.text import Text
 from experiments.harness import registry, results
 from experiments.harness.measure import measure
 from experiments.harness.progress import live_bar
+from experiments.harness.signals import noted
 
 console = Console()
 USAGE_ERROR, INTERRUPTED = 2, 130
@@ -130,7 +128,8 @@ def with_progress(function, *args, **kwargs):
     """Calls a function that reports through ``on_batch``, under a progress bar."""
     with (
         live_bar("runs", TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress,
-        _noted_interrupts() as interrupted,
+        # Where JAX calls back into Python the exception of control-C is at times swallowed.
+        noted(signal.SIGINT, patience=0) as interrupted,
     ):
         task = progress.add_task("compiling", total=None)
 
@@ -140,26 +139,6 @@ def with_progress(function, *args, **kwargs):
             progress.update(task, description=what, completed=done, total=total)
 
         return function(*args, on_batch=on_batch, **kwargs)
-
-
-@contextlib.contextmanager
-def _noted_interrupts() -> Iterator[Callable[[], bool]]:
-    """Whether control-C was pressed: where JAX calls back into Python the exception is at times swallowed."""
-    came: list[int] = []
-
-    def handle(number, frame):
-        came.append(number)
-        raise KeyboardInterrupt
-
-    in_main_thread = threading.current_thread() is threading.main_thread()  # only that one gets signals
-    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield lambda: False
-        return
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield lambda: bool(came)
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def choose_devices(wanted: int | None) -> list[jax.Device]:

@@ -9,7 +9,6 @@ import collections
 import contextlib
 import dataclasses
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from experiments.harness.feed import Feed, own_feed
 from experiments.harness.journal import Journal
 from experiments.harness.mesh import gather_json
 from experiments.harness.placement import Placement
+from experiments.harness.signals import noted
 from experiments.harness.spikes import SpikeRecorder
 from experiments.harness.train_step import Report, State, Step, leaf_names
 from experiments.harness.vitals import Vitals
@@ -207,23 +207,9 @@ def _check_finite(at, number, vitals, bad_leaf, names):
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[Callable[[int], bool]]:
     """Whether SIGTERM or SIGINT has come, the same answer on all hosts; a second SIGINT interrupts at once."""
-    came: list[int] = []
-
-    def handle(number, frame):
-        if number == signal.SIGINT and came:
-            raise KeyboardInterrupt
-        came.append(number)
-
     if jax.process_count() > 1:
         # jax agrees with the other processes on a step at which all of them stop.
         yield multihost_utils.reached_preemption_sync_point
         return
-    if threading.current_thread() is not threading.main_thread():  # only that one gets signals
-        yield lambda step: False
-        return
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda step: bool(came)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    with noted(signal.SIGTERM, signal.SIGINT, patience=1) as came:
+        yield lambda step: came()
