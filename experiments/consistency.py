@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from experiments.harness import mesh, results, run_plots, training_run
+from experiments.harness import mesh, results, run_plots
 from experiments.harness.combination import COMBINATION
 from experiments.harness.consistency_settings import Settings
 from experiments.harness.consistency_training import ConsistencyTraining
@@ -32,7 +32,7 @@ from experiments.harness.journal import METRICS, read_journal
 from experiments.harness.run_settings import DeviceSettings
 from experiments.harness.sample_plots import plot_samples
 from experiments.harness.trainer import Upkeep
-from experiments.harness.training_run import carry_out, read_state, run_command, take_directory
+from experiments.harness.training_run import carry_out, read_settings, read_state, run_command, take_directory
 
 console = Console(highlight=False)
 
@@ -120,7 +120,7 @@ def generate(
     Returns:
         The exit code.
     """
-    run = ConsistencyTraining(read_settings(workdir))
+    run = ConsistencyTraining(read_settings(workdir, Settings))
     combined = (workdir / COMBINATION).exists()
     if weights is not None and combined != (weights == "combined"):
         have = "combined" if combined else "average or last"
@@ -134,15 +134,6 @@ def generate(
     _picture(run, samples, path, count)
     console.print(f"samples: {path}", soft_wrap=True)
     return 0
-
-
-def read_settings(workdir: Path) -> Settings:
-    """The settings of the run in a directory.
-
-    Raises:
-        ValueError: it holds none, or one of another kind.
-    """
-    return training_run.read_settings(workdir, Settings)
 
 
 def default_workdir(settings: Settings) -> Path:

@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from experiments.harness import mesh, results, run_plots, sweeps, training_run
+from experiments.harness import mesh, results, run_plots, sweeps
 from experiments.harness.checkpoints import Checkpoints
 from experiments.harness.generation import generate as sample
 from experiments.harness.journal import METRICS, Journal, read_journal
@@ -33,7 +33,7 @@ from experiments.harness.pretraining import Pretraining, Settings, adopt_state
 from experiments.harness.progress import TrainingProgress
 from experiments.harness.run_settings import DeviceSettings, Several
 from experiments.harness.trainer import Upkeep, fit, steps_taken
-from experiments.harness.training_run import carry_out, read_state, run_command, start, take_directory
+from experiments.harness.training_run import carry_out, read_settings, read_state, run_command, start, take_directory
 
 console = Console(highlight=False)
 
@@ -121,7 +121,7 @@ def replay(
     Returns:
         The exit code.
     """
-    settings = read_settings(workdir)
+    settings = read_settings(workdir, Settings)
     if not 1 <= step <= settings.optimization.steps:
         raise ValueError(f"step must be in [1, {settings.optimization.steps}], got {step}")
     if after < 0:
@@ -178,7 +178,7 @@ def generate(
     Returns:
         The exit code.
     """
-    run = Pretraining(read_settings(workdir))
+    run = Pretraining(read_settings(workdir, Settings))
     state = read_state(run, workdir, step)
     tokens = run.corpus.encode(prompt)
     added = sample(run.config, state.params, tokens, length=length, temperature=temperature, key=jax.random.key(seed))
@@ -225,15 +225,6 @@ def _sweep(
         console.print(f"{name} {value:g}: validation loss {loss:.4f}")
     console.print(f"result: {workdir / 'sweep.json'}\nplot:   {workdir / 'sweep.png'}")
     return 0
-
-
-def read_settings(workdir: Path) -> Settings:
-    """The settings of the run in a directory.
-
-    Raises:
-        ValueError: it holds none.
-    """
-    return training_run.read_settings(workdir, Settings)
 
 
 def _changed(settings, optimizer, option, learning_rate, clip_norm, spike_probability) -> tuple[Settings, str]:

@@ -14,11 +14,11 @@ from PIL import Image
 from experiments import consistency
 from experiments.harness.checkpoints import Checkpoints
 from experiments.harness.combination import COMBINATION
-from experiments.harness.consistency_settings import RECIPES
+from experiments.harness.consistency_settings import RECIPES, Settings
 from experiments.harness.consistency_training import ConsistencyTraining
 from experiments.harness.journal import METRICS, read_journal
 from experiments.harness.run_settings import DeviceSettings
-from experiments.harness.training_run import CONFIG
+from experiments.harness.training_run import CONFIG, read_settings
 from tests.training_processes import Process, compilation_cache, configured
 
 SMALL = "--data ring --devices 1 --width 8 --layers 1 --batch 16 --evaluation-samples 32"
@@ -32,7 +32,7 @@ def command(workdir, options=OPTIONS):
 
 def last_state(workdir):
     """The last checkpoint: parameters, average, optimizer state and feed."""
-    run = ConsistencyTraining(consistency.read_settings(workdir), DeviceSettings(devices=1))
+    run = ConsistencyTraining(read_settings(workdir, Settings), DeviceSettings(devices=1))
     with Checkpoints(workdir / "checkpoints", keep=None) as checkpoints:
         return checkpoints.restore(checkpoints.latest(), run.shapes())
 
@@ -131,7 +131,7 @@ def test_images_of_an_archive_and_of_a_folder_are_trained_on(tmp_path):
     network = "--devices 1 --network mlp --width 8 --layers 1 --batch 8 --evaluation-samples 16 --steps 2"
     assert consistency.main(command(workdir, f"{network} --flip --data file:{tmp_path / 'folder'}")) == 0
     assert matplotlib.image.imread(workdir / "samples" / "step_2.png").shape[:2] == (4 * 33 + 1, 4 * 33 + 1)
-    settings = consistency.read_settings(workdir)
+    settings = read_settings(workdir, Settings)
     data = dataclasses.replace(settings.data, data=f"file:{tmp_path / 'images.npz'}")
     folder, archive = (ConsistencyTraining(dataclasses.replace(settings, data=d)) for d in (settings.data, data))
     assert archive.shape == (4, 4, 3)

@@ -15,7 +15,8 @@ from experiments.harness.checkpoints import Checkpoints
 from experiments.harness.feed import own_feed
 from experiments.harness.journal import METRICS, read_journal
 from experiments.harness.pretraining import Pretraining, Settings, adopt_state
-from experiments.harness.run_settings import DeviceSettings
+from experiments.harness.run_settings import DeviceSettings, from_json
+from experiments.harness.training_run import read_settings
 from tests.training_processes import Process, compilation_cache
 
 SMALL = "--devices 1 --layers 2 --width 16 --heads 2 --hidden 16 --context 16 --batch 8 --validation-batches 1"
@@ -36,7 +37,7 @@ def losses(workdir):
 
 def last_state(workdir):
     """Parameters, optimizer state and feed of the last checkpoint."""
-    run = Pretraining(pretrain.read_settings(workdir), DeviceSettings(devices=1))
+    run = Pretraining(read_settings(workdir, Settings), DeviceSettings(devices=1))
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         return checkpoints.restore(checkpoints.latest(), run.shapes())
 
@@ -234,4 +235,4 @@ def test_a_sample_continues_its_prompt(finished, capsys):
 
 def test_settings_survive_json():
     settings = Settings().complete()
-    assert Settings.from_json(json.loads(json.dumps(dataclasses.asdict(settings)))) == settings
+    assert from_json(Settings, json.loads(json.dumps(dataclasses.asdict(settings)))) == settings

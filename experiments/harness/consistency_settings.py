@@ -1,13 +1,12 @@
 """The settings of a consistency or diffusion model's training, and what they are by default."""
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import tyro
 
-from experiments.harness import run_settings
 from experiments.harness.examples import DENSITIES
-from experiments.harness.run_settings import OptimizationSettings
+from experiments.harness.run_settings import OptimizationSettings, filled
 from jaxreg.validation import check_range
 
 
@@ -133,23 +132,15 @@ class Settings:
         s1 = TRAJECTORY_INTERVALS if self.objective.objective == "ctm" else recipe.s1
         # The Cauchy loss is steep: where rates were tuned, in the claim `slct`, its best is a tenth of the others'.
         learning_rate = recipe.learning_rate * (0.1 if self.objective.objective == "slct" else 1.0)
-        batch = recipe.batch if self.data.batch is None else self.data.batch
+        data = filled(self.data, batch=recipe.batch)
         settings = Settings(
-            dataclasses.replace(self.data, batch=batch),
-            _filled(self.network, {"network": chosen, **recipe.sizes[chosen]._asdict()}),
-            _filled(
-                self.objective,
-                {"sigma_data": recipe.sigma_data, "s1": max(s1, self.objective.s0), "decay": recipe.decay},
-            ),
-            self.optimization.complete(steps=recipe.steps, learning_rate=learning_rate, batch=batch),
+            data,
+            filled(self.network, network=chosen, **recipe.sizes[chosen]._asdict()),
+            filled(self.objective, sigma_data=recipe.sigma_data, s1=max(s1, self.objective.s0), decay=recipe.decay),
+            self.optimization.complete(steps=recipe.steps, learning_rate=learning_rate, batch=data.batch),
         )
         settings.check()
         return settings
-
-    @classmethod
-    def from_json(cls, content: dict[str, dict[str, Any]]) -> "Settings":
-        """What ``dataclasses.asdict`` made, back from JSON."""
-        return run_settings.from_json(cls, content)
 
     def check(self) -> None:
         """Raises a ValueError unless all of the complete settings are within their ranges."""
@@ -172,9 +163,3 @@ class Settings:
                     raise ValueError(f"{name} is for the unet, got {getattr(network, name)} for the mlp")
         elif not network.multipliers or min(network.multipliers) < 1:
             raise ValueError(f"multipliers must be at least 1, one for each side, got {network.multipliers}")
-
-
-def _filled(settings, values):
-    """Settings with values in place of those left open."""
-    given = {name: value for name, value in values.items() if getattr(settings, name) is None}
-    return dataclasses.replace(settings, **given)

@@ -19,6 +19,7 @@ from experiments.harness.models import NoiseMlp
 from experiments.harness.run_settings import DeviceSettings
 from experiments.harness.train_step import AveragedState, Moment, Step, init_averaged_state, make_step
 from experiments.harness.trainer import steps_taken
+from experiments.harness.training_run import Run
 from experiments.harness.unet import LAST_LAYER, UNet
 from jaxreg.layers import NonScalingLayerNorm
 from jaxreg.metrics import mean_distance
@@ -29,7 +30,7 @@ BLOCK = 64
 """Rows of a matrix of distances at a time, few enough to stay in the cache."""
 
 
-class ConsistencyTraining:
+class ConsistencyTraining(Run):
     """A run that can be started: everything but its state.
 
     Args:
@@ -113,14 +114,6 @@ class ConsistencyTraining:
     def fresh_state(self) -> AveragedState:
         """The state before the first step."""
         return init_averaged_state(self._init()["params"], self.optimizer())
-
-    def create(self) -> AveragedState:
-        """The state before the first step, on the devices."""
-        return self.placement.create(self.fresh_state)
-
-    def shapes(self) -> AveragedState:
-        """The shapes of a saved state, and how restored arrays are to lie."""
-        return self.placement.shapes(jax.eval_shape(self.fresh_state))
 
     def batches(self, state: dict[str, Any] | None = None) -> TrainIterator:
         """The training batches, from the first or from where a run was."""

@@ -11,13 +11,13 @@ import numpy as np
 import optax
 import tyro
 
-from experiments.harness import run_settings
 from experiments.harness.batches import TrainIterator
 from experiments.harness.corpus import Corpus, open_corpus
 from experiments.harness.faults import inject_spikes
 from experiments.harness.llama import PRESETS, Llama, LlamaConfig, learning_rate_multipliers, next_token_loss
-from experiments.harness.run_settings import DeviceSettings, OptimizationSettings
+from experiments.harness.run_settings import DeviceSettings, OptimizationSettings, filled
 from experiments.harness.train_step import Moment, Step, TrainState, init_state, make_step
+from experiments.harness.training_run import Run
 from jaxreg.typing import ScalarLike
 
 
@@ -132,21 +132,17 @@ class Settings:
         recipe = RECIPES[self.model.preset]
         preset = PRESETS[self.model.preset]
         names = [field.name for field in dataclasses.fields(ModelSettings) if hasattr(preset, field.name)]
-        given = {name: getattr(self.model, name) for name in names if getattr(self.model, name) is not None}
-        model = dataclasses.replace(self.model, **{name: getattr(preset, name) for name in names} | given)
-        batch = recipe.batch if self.data.batch is None else self.data.batch
+        model = filled(self.model, **{name: getattr(preset, name) for name in names})
+        data = filled(self.data, batch=recipe.batch)
         if model.context < 1:
             raise ValueError(f"context must be at least 1, got {model.context}")
-        optimization = self.optimization.complete(steps=recipe.steps, learning_rate=recipe.learning_rate, batch=batch)
-        return Settings(model, dataclasses.replace(self.data, batch=batch), optimization, self.faults)
-
-    @classmethod
-    def from_json(cls, content: dict[str, dict[str, Any]]) -> "Settings":
-        """What ``dataclasses.asdict`` made, back from JSON."""
-        return run_settings.from_json(cls, content)
+        optimization = self.optimization.complete(
+            steps=recipe.steps, learning_rate=recipe.learning_rate, batch=data.batch
+        )
+        return Settings(model, data, optimization, self.faults)
 
 
-class Pretraining:
+class Pretraining(Run):
     """A run that can be started: everything but its state.
 
     Args:
@@ -195,14 +191,6 @@ class Pretraining:
     def fresh_state(self) -> TrainState:
         """The state before the first step."""
         return init_state(self.init_params(), self.optimizer())
-
-    def create(self) -> TrainState:
-        """The state before the first step, on the devices."""
-        return self.placement.create(self.fresh_state)
-
-    def shapes(self) -> TrainState:
-        """The shapes of a saved state, and how restored arrays are to lie."""
-        return self.placement.shapes(jax.eval_shape(self.fresh_state))
 
     def batches(self, state: dict[str, Any] | None = None) -> TrainIterator:
         """The training batches, from the first or from where a run was."""

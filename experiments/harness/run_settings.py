@@ -52,14 +52,13 @@ class OptimizationSettings:
         Raises:
             ValueError: there are no steps, or a batch cannot be cut in such parts.
         """
-        steps = steps if self.steps is None else self.steps
-        learning_rate = learning_rate if self.learning_rate is None else self.learning_rate
-        for name, value in (("batch", batch), ("steps", steps), ("accumulate", self.accumulate)):
+        settings = filled(self, steps=steps, learning_rate=learning_rate)
+        for name, value in (("batch", batch), ("steps", settings.steps), ("accumulate", self.accumulate)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if batch % self.accumulate:
             raise ValueError(f"accumulate must divide the batch, {batch}, got {self.accumulate}")
-        return dataclasses.replace(self, steps=steps, learning_rate=learning_rate)
+        return settings
 
     def build(self, *, multipliers: Any = None, **changed: ScalarLike) -> optax.GradientTransformationExtraArgs:
         """The optimizer, of complete settings.
@@ -116,6 +115,12 @@ class DeviceSettings:
         if self.parallel == "pmap":
             return Replicated(devices[: self.devices])
         return OnMesh(meshes.make_mesh(self.fsdp, devices[: self.devices]))
+
+
+def filled(settings: AnySettings, **values: Any) -> AnySettings:
+    """A group of settings with values in place of those left open, which are None."""
+    given = {name: value for name, value in values.items() if getattr(settings, name) is None}
+    return dataclasses.replace(settings, **given)
 
 
 def from_json(kind: type[AnySettings], content: dict[str, dict[str, Any]]) -> AnySettings:

@@ -5,7 +5,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import jax
 import tyro
@@ -18,6 +18,7 @@ from experiments.harness.feed import Feed, own_feed
 from experiments.harness.journal import Journal
 from experiments.harness.placement import Placement
 from experiments.harness.progress import TrainingProgress
+from experiments.harness.run_settings import AnySettings, from_json
 from experiments.harness.spikes import SpikeRecorder
 from experiments.harness.train_step import State, Step
 from experiments.harness.trainer import Interrupted, NonFinite, Upkeep, fit, steps_taken
@@ -26,19 +27,8 @@ CONFIG = "config.json"
 """Name of the settings in a run's directory."""
 
 
-class Settings(Protocol):
-    """A dataclass of groups of settings."""
-
-    @classmethod
-    def from_json(cls, content: dict[str, dict[str, Any]]) -> "Settings":
-        """What ``dataclasses.asdict`` made, back from JSON."""
-
-
-AnySettings = TypeVar("AnySettings", bound=Settings)
-
-
 class Run(Protocol):
-    """Everything of a run but its state.
+    """Everything of a run but its state; what training scripts train inherits from it.
 
     Attributes:
         placement: where it lives.
@@ -48,11 +38,16 @@ class Run(Protocol):
     placement: Placement
     settings: Any
 
+    def fresh_state(self) -> State:
+        """The state before the first step."""
+
     def create(self) -> State:
         """The state before the first step, on the devices."""
+        return self.placement.create(self.fresh_state)
 
     def shapes(self) -> State:
         """The shapes of a saved state, and how restored arrays are to lie."""
+        return self.placement.shapes(jax.eval_shape(self.fresh_state))
 
     def batches(self, state: dict[str, Any] | None = None) -> TrainIterator:
         """The training batches, from the first or from where a run was."""
@@ -66,13 +61,13 @@ def read_settings(workdir: Path, kind: type[AnySettings]) -> AnySettings:
 
     Args:
         workdir: the directory.
-        kind: of settings, which can be made ``from_json``.
+        kind: of settings: a dataclass of groups, each of them a dataclass with a default.
 
     Raises:
         ValueError: it holds no run, or one of another kind.
     """
     try:
-        return kind.from_json(json.loads((workdir / CONFIG).read_text()))
+        return from_json(kind, json.loads((workdir / CONFIG).read_text()))
     except OSError as error:
         raise ValueError(f"workdir must be that of a run: cannot read {workdir / CONFIG}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -9,7 +9,7 @@ from scipy.spatial.distance import cdist, pdist
 
 from experiments.harness.consistency_settings import RECIPES, NetworkSettings, Settings
 from experiments.harness.consistency_training import ConsistencyTraining
-from experiments.harness.run_settings import DeviceSettings
+from experiments.harness.run_settings import DeviceSettings, from_json
 from jaxreg.diffusion import consistency_sample
 from tests.training_processes import configured
 
@@ -112,7 +112,7 @@ def test_a_unet_with_dropout_has_a_loss_of_images_in_bytes(tmp_path):
 @pytest.mark.parametrize("objective", ["ict", "slct", "ctm", "diffusion"])
 def test_settings_survive_json(objective):
     chosen = settings(objective)
-    assert Settings.from_json(json.loads(json.dumps(dataclasses.asdict(chosen)))) == chosen
+    assert from_json(Settings, json.loads(json.dumps(dataclasses.asdict(chosen)))) == chosen
 
 
 @pytest.mark.parametrize("data", ["digits", "ring", "file:images.npz", "hf:cifar10"])
