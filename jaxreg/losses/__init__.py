@@ -7,6 +7,14 @@ from jaxreg.losses.decoupled_mixup import (
     decoupled_regularizer,
     rescale_lambda,
 )
+from jaxreg.losses.distillation import binary_kl_norm, kd_kl, soft_cross_entropy
+from jaxreg.losses.evidential import (
+    dirichlet_cross_entropy,
+    dirichlet_kl,
+    exponential_evidence,
+    flexible_evidential,
+    tlc_loss,
+)
 from jaxreg.losses.generalized_gaussian import (
     GgdFit,
     ggd_fit,
@@ -33,15 +41,20 @@ __all__ = [
     "aldr_kl",
     "aldr_kl_init",
     "bang_finetune_loss",
+    "binary_kl_norm",
     "cauchy",
     "decoupled_mixup_bce",
     "decoupled_mixup_ce",
     "decoupled_regularizer",
+    "dirichlet_cross_entropy",
+    "dirichlet_kl",
     "elr",
     "elr_init",
     "elr_plus",
     "elr_plus_targets",
     "expected_loss",
+    "exponential_evidence",
+    "flexible_evidential",
     "ggd_fit",
     "ggd_kurtosis",
     "ggd_log_prob",
@@ -49,6 +62,7 @@ __all__ = [
     "ggd_sample",
     "ggd_variance",
     "hoc_loss",
+    "kd_kl",
     "ldr_kl",
     "ldr_kl_bayes_probabilities",
     "log_stablemax",
@@ -59,6 +73,8 @@ __all__ = [
     "pskd_init",
     "rescale_lambda",
     "sigmoid_rampup",
+    "soft_cross_entropy",
     "stablemax_cross_entropy",
+    "tlc_loss",
     "z_loss",
 ]

@@ -7,7 +7,12 @@ from jaxreg.typing import Array, Bool, Float, checked
 
 
 @checked
-def auroc(scores: Float[Array, "examples"], positives: Bool[Array, "examples"]) -> Float[Array, ""]:
+def auroc(
+    scores: Float[Array, "examples"],
+    positives: Bool[Array, "examples"],
+    *,
+    where: Bool[Array, "examples"] | None = None,
+) -> Float[Array, ""]:
     r"""Area under the ROC curve: how often a positive example has a higher score than a negative one.
 
     .. math:: \frac1{n_+ n_-} \sum_{i \in +} \sum_{j \in -} \bigl([s_i > s_j] + \tfrac12 [s_i = s_j]\bigr)
@@ -20,20 +25,23 @@ def auroc(scores: Float[Array, "examples"], positives: Bool[Array, "examples"]) 
     Args:
         scores: ``s``, such as the uncertainty of each example; infinite ones are allowed.
         positives: which examples should have high scores, such as those that are predicted wrongly.
+        where: which examples count; by default all.
 
     Returns:
-        The area, in [0, 1], 1/2 for scores that tell nothing; NaN if a score is NaN or one kind is missing.
+        The area, in [0, 1], 1/2 for scores that tell nothing; NaN if a score that counts is NaN or one kind is missing.
 
     References:
         Hanley & McNeil, *The Meaning and Use of the Area under a Receiver Operating Characteristic (ROC) Curve*,
         Radiology 1982.
     """
     scores, positives = at_least_float32(scores), jnp.asarray(positives)
+    counted = jnp.ones_like(positives) if where is None else jnp.asarray(where)
     order = jnp.argsort(scores)
     ordered = scores[order]
     # Counted, not ranked: sums of ranks outgrow float32.
-    negatives_below = jnp.concatenate([jnp.zeros([1], int), jnp.cumsum(~positives[order], dtype=int)])
+    is_negative = (counted & ~positives)[order]
+    negatives_below = jnp.concatenate([jnp.zeros([1], int), jnp.cumsum(is_negative, dtype=int)])
     below = negatives_below[jnp.searchsorted(ordered, scores, side="left")]
     not_above = negatives_below[jnp.searchsorted(ordered, scores, side="right")]
-    area = jnp.mean(0.5 * (below + not_above) / negatives_below[-1], where=positives)
-    return jnp.where(jnp.isnan(scores).any(), jnp.nan, area).astype(scores.dtype)
+    area = jnp.mean(0.5 * (below + not_above) / negatives_below[-1], where=positives & counted)
+    return jnp.where(jnp.any(jnp.isnan(scores) & counted), jnp.nan, area).astype(scores.dtype)

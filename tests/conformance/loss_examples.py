@@ -19,7 +19,7 @@ import numpy as np
 from jaxreg import losses
 from jaxreg.typing import ScalarLike
 
-SIZES = {"batch": 5, "classes": 4, "examples": 9, "features": 3, "items": 6}
+SIZES = {"batch": 5, "classes": 4, "examples": 9, "experts": 3, "features": 3, "items": 6}
 BATCH = SIZES["batch"]
 
 # Arguments that a signature does not tell: function -> argument -> value.
@@ -32,6 +32,12 @@ EXAMPLES: dict[str, dict[str, typing.Any]] = {
     "rescale_lambda": {"weight": jnp.linspace(0.0, 1.0, SIZES["batch"])},
     "pskd": {"alpha": 0.4},
     "pskd_gradient_scale": {"alpha": 0.4},
+    "tlc_loss": {
+        "counts": jnp.array([9, 3, 1, 5]),
+        "weights": jnp.linspace(0.3, 1.0, 24).reshape(4, 6),
+        "epoch": 3,
+        "kl_period": 20.0,
+    },
     "sigmoid_rampup": {"step": 3, "rampup_steps": 10},
 }
 
@@ -41,6 +47,8 @@ REFUSED: dict[str, tuple[float, ...]] = {
     "temperature": (-1.0, 0.0, math.nan),
     "alpha": (-1.0, 1.0, math.nan),
     "beta": (-1.0, 1.0, math.nan),
+    "kl_period": (-1.0, 0.0, math.nan),
+    "scale": (-1.0, 0.0, math.nan),
 }
 
 

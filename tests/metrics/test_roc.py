@@ -33,6 +33,14 @@ def test_many_examples_lose_no_digits():
     np.testing.assert_allclose(auroc(scores, positives), 1 - 2 / n, rtol=2e-7)
 
 
+def test_examples_that_do_not_count_may_have_any_score():
+    rng = np.random.default_rng(0)
+    scores, positives, counted = rng.normal(size=200).astype(np.float32), rng.random(200) < 0.3, rng.random(200) < 0.5
+    expected = roc_auc_score(positives[counted], scores[counted])
+    scores[~counted] = np.nan
+    np.testing.assert_allclose(auroc(scores, positives, where=counted), expected, rtol=1e-6)
+
+
 def test_negated_scores_mirror_and_maps_agree():
     scores = jax.random.normal(jax.random.key(0), [3, 50]).round(1)
     positives = jax.random.bernoulli(jax.random.key(1), 0.4, [3, 50])
