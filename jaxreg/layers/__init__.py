@@ -1,6 +1,7 @@
 """Layers and heads, as functions and flax.linen modules."""
 
 from jaxreg.layers.adapters import ConditionAdapter
+from jaxreg.layers.dual_head import DualHead, DualLogits
 from jaxreg.layers.ghost_batch_norm import GhostBatchNorm
 from jaxreg.layers.lora import LoRADense, lora_mask
 from jaxreg.layers.multi_sample_dropout import (
@@ -26,6 +27,8 @@ from jaxreg.layers.vector_quantization import Quantized, restart_dead_codes, vec
 
 __all__ = [
     "ConditionAdapter",
+    "DualHead",
+    "DualLogits",
     "FixedSimplexClassifier",
     "GhostBatchNorm",
     "LoRADense",

@@ -18,6 +18,7 @@ from jaxreg.metrics.dynamical_stability import (
     trace_bound,
 )
 from jaxreg.metrics.ensembles import false_false_true
+from jaxreg.metrics.gradient_conflict import gradient_cosine
 from jaxreg.metrics.lr_sensitivity import extrapolate_instability, lr_sensitivity, max_attention_logit
 from jaxreg.metrics.mask_spread import mask_spread
 from jaxreg.metrics.memorization import LabelOutcomes, early_learning_alignment, label_outcomes
@@ -79,6 +80,7 @@ __all__ = [
     "frechet_distance",
     "frobenius_bound",
     "gauss_newton_features",
+    "gradient_cosine",
     "hessian_frobenius",
     "hessian_trace",
     "hessian_vector_product",

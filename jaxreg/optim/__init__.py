@@ -7,6 +7,7 @@ from jaxreg.optim.blockwise8bit import dequantize_blockwise, dynamic_map, linear
 from jaxreg.optim.compression import Compressor, contraction, rand_k, stochastic_rounding, topk
 from jaxreg.optim.descend import descend
 from jaxreg.optim.frugal import GradientSplittingState, frugal, gradient_splitting
+from jaxreg.optim.grad_align import align_to_primary
 from jaxreg.optim.hesso import Group, HessoCricState, HessoState, hesso, hesso_cric, saliency
 from jaxreg.optim.independent_decay import independent_weight_decay
 from jaxreg.optim.momentum_reset import MomentumResetState, momentum_reset, warmup_after_reset
@@ -53,6 +54,7 @@ __all__ = [
     "adamp",
     "adaptive_grad_norm",
     "adaptive_spike_clip",
+    "align_to_primary",
     "allora",
     "contraction",
     "dequantize_blockwise",

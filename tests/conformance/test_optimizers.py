@@ -116,6 +116,9 @@ HELPERS = {
         dict(gradient=jnp.array([3.0, -4.0]), state=optim.SpikeClipState(jnp.array(2.0)), count=jnp.array(7)),
         dict(gradient=None, state=(), count=(2,)),
     ),
+    "align_to_primary": Helper(
+        dict(primary=jnp.array([3.0, -4.0]), auxiliary=jnp.array([-1.0, 2.0])), dict(primary=(3,), auxiliary=(3,))
+    ),
     "dequantize_blockwise": Helper(
         dict(
             codes=jnp.array([[0, 1], [2, 1]], jnp.uint8), absmax=jnp.array([2.0, 0.5]), code=jnp.array([-1.0, 0.0, 1.0])

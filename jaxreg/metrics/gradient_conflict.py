@@ -1,0 +1,49 @@
+"""Whether two losses pull the same parameters the same way."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxreg.precision import widened
+from jaxreg.typing import Array, Float, PyTree, checked
+
+
+@checked
+def gradient_cosine(
+    gradient_a: PyTree[Float[Array, "?*shape"], "T"], gradient_b: PyTree[Float[Array, "?*shape"], "T"]
+) -> Float[Array, ""]:
+    r"""The cosine between two gradients, all their leaves as one vector.
+
+    .. math:: \frac{\langle g_a, g_b \rangle}{\|g_a\| \, \|g_b\|}
+
+    Below zero the losses conflict. Taken layer by layer it says where: in the classifier or in the features below.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxreg.metrics import gradient_cosine
+    >>> one, other = {"w": jnp.array([3.0, 0.0])}, {"w": jnp.array([-3.0, 4.0])}
+    >>> round(float(gradient_cosine(one, other)), 4)
+    -0.6
+
+    Args:
+        gradient_a: of one loss.
+        gradient_b: of the other, with respect to the same parameters.
+
+    Returns:
+        The cosine in [-1, 1], 0 if either gradient is zero.
+
+    References:
+        Yang et al., *Dual-Head Knowledge Distillation: Enhancing Logits Utilization with an Auxiliary Head*,
+        arXiv 2411.08937.
+    """
+    a, b = (_scaled(jax.tree.leaves(widened(gradient))) for gradient in (gradient_a, gradient_b))
+    product = jnp.sqrt(_inner(a, a)) * jnp.sqrt(_inner(b, b))
+    return jnp.where(product > 0, _inner(a, b) / jnp.where(product > 0, product, 1.0), 0.0)
+
+
+def _scaled(leaves):
+    # Scaled by the largest entry, so that squares neither overflow nor underflow.
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in leaves] or [jnp.zeros([])]))
+    return [x / jnp.where(largest > 0, largest, 1.0) for x in leaves]
+
+
+def _inner(x, y):
+    return sum((jnp.sum(a * b) for a, b in zip(x, y, strict=True)), jnp.zeros([]))
