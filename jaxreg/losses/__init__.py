@@ -25,6 +25,7 @@ from jaxreg.losses.generalized_gaussian import (
     ggd_variance,
 )
 from jaxreg.losses.label_dro import AldrState, aldr_kl, aldr_kl_init, ldr_kl, ldr_kl_bayes_probabilities
+from jaxreg.losses.mixture_ranking import mixup_ranking, mndcg
 from jaxreg.losses.mixup import bang_finetune_loss, mixup_loss
 from jaxreg.losses.noisy_labels import ElrState, elr, elr_init, elr_plus, elr_plus_targets, sigmoid_rampup
 from jaxreg.losses.robust_regression import cauchy, pseudo_huber
@@ -67,6 +68,8 @@ __all__ = [
     "ldr_kl_bayes_probabilities",
     "log_stablemax",
     "mixup_loss",
+    "mixup_ranking",
+    "mndcg",
     "pseudo_huber",
     "pskd",
     "pskd_gradient_scale",

@@ -19,7 +19,7 @@ import numpy as np
 from jaxreg import losses
 from jaxreg.typing import ScalarLike
 
-SIZES = {"batch": 5, "classes": 4, "examples": 9, "experts": 3, "features": 3, "items": 6}
+SIZES = {"batch": 5, "classes": 4, "examples": 9, "experts": 3, "features": 3, "items": 6, "mixtures": 3}
 BATCH = SIZES["batch"]
 
 # Arguments that a signature does not tell: function -> argument -> value.
