@@ -11,6 +11,20 @@ from jaxreg.typing import checked
 
 
 @checked
+def path_name(path: tuple[Any, ...]) -> str:
+    """The name of a place in a tree: its keys with slashes between them.
+
+    >>> import jax
+    >>> [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path({"Dense_0": {"kernel": 1.0}})]
+    ['Dense_0/kernel']
+
+    Args:
+        path: as :func:`jax.tree_util.tree_map_with_path` gives it.
+    """
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+@checked
 def within_field(path: tuple[Any, ...], names: Sequence[str]) -> bool:
     """Whether a leaf of a state lies within a field of one of these names.
 

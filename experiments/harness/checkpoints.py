@@ -12,6 +12,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxreg.paths import path_name
+
 
 class CheckpointError(Exception):
     """A checkpoint cannot be written or read; the message names the step and what is wrong with it."""
@@ -138,7 +140,7 @@ class Checkpoints:
 def leaf_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """Shapes of a tree's leaves by their names, such as ``params/kernel``; also of what Orbax knows of a checkpoint."""
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: hasattr(node, "shape"))
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf) for path, leaf in leaves}
+    return {path_name(path): np.shape(leaf) for path, leaf in leaves}
 
 
 def first_difference(stored: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> str | None:

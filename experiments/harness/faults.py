@@ -6,8 +6,8 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import keystr
 
+from jaxreg.paths import path_name
 from jaxreg.typing import Array, Bool, Int, PRNGKeyArray, ScalarLike, checked
 from jaxreg.validation import check_range
 
@@ -91,7 +91,7 @@ def _chosen(gradients, leaves):
         pattern = re.compile(leaves)
     except re.error as error:
         raise ValueError(f"leaves must be a regular expression, got {leaves!r}: {error}") from error
-    paths = [keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(gradients)]
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(gradients)]
     chosen = [index for index, path in enumerate(paths) if pattern.search(path)]
     if paths and not chosen:
         raise ValueError(f"leaves must be found in one of the paths {', '.join(paths)}; got {leaves!r}")

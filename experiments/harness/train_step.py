@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.harness.vitals import Vitals, read_vitals
+from jaxreg.paths import path_name
 from jaxreg.typing import Array, Float, Int, PRNGKeyArray, ScalarLike
 from jaxreg.validation import check_range
 
@@ -180,6 +181,5 @@ def _first_bad(tree):
 
 def leaf_names(params: Any) -> list[str]:
     """What the numbers in :attr:`Report.bad_leaf` stand for."""
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     return [f"{kind} {name}" for kind in ("the parameter", "the gradient of") for name in names]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.paths import natural_order
+from jaxreg.paths import natural_order, path_name
 from jaxreg.precision import at_least_float32, is_floating
 from jaxreg.typing import Array, Bool, Float, Int, PyTree, checked
 from jaxreg.validation import check_range
@@ -168,7 +168,7 @@ def _layers(params: Any, chunk: int) -> list[list[int]]:
     layers: dict[str, list[int]] = {}
     for number, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(params)):
         if is_floating(leaf):
-            layers.setdefault(jax.tree_util.keystr(path[:-1], simple=True, separator="/"), []).append(number)
+            layers.setdefault(path_name(path[:-1]), []).append(number)
     if not layers:
         raise ValueError("a network needs at least one leaf of floating type, got none")
     return [layers[name] for name in sorted(layers, key=natural_order)]

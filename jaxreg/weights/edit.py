@@ -17,7 +17,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxreg.paths import natural_order
+from jaxreg.paths import natural_order, path_name
 from jaxreg.precision import at_least_float32, is_floating
 from jaxreg.typing import Array, Float, PRNGKeyArray, PyTree, ScalarLike, checked
 from jaxreg.validation import check_range
@@ -160,7 +160,7 @@ def shallow_layers(params: PyTree, *, keep: int = 7, order: Sequence[str] | None
     check_range("keep", keep, "[0, inf)")
 
     def owner(path):
-        return jax.tree_util.keystr(path[:-1], simple=True, separator="/")
+        return path_name(path[:-1])
 
     matrices = {owner(path) for path, leaf in jax.tree_util.tree_leaves_with_path(params) if jnp.ndim(leaf) >= 2}
     found = sorted(matrices, key=natural_order)
