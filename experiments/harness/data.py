@@ -45,6 +45,34 @@ def digits(key: PRNGKeyArray, *, train: int = 1200) -> Split:
     return Split(x[:train], y[:train], x[train:], y[train:])
 
 
+def long_tailed_counts(*, largest: int = 140, ratio: float = 50.0, classes: int = 10) -> np.ndarray:
+    """Examples of each class, falling geometrically from ``largest`` to ``largest / ratio``."""
+    return np.round(largest * ratio ** (-np.arange(classes) / (classes - 1))).astype(np.int32)
+
+
+@checked
+def long_tailed_digits(key: PRNGKeyArray, *, largest: int = 140, ratio: float = 50.0) -> Split:
+    """Digits of which some are rare in training and none in the test.
+
+    Args:
+        key: decides which examples are for training.
+        largest: training examples of digit 0, the most frequent, fewer than 174.
+        ratio: how many times rarer digit 9 is; see :func:`long_tailed_counts`.
+
+    Returns:
+        The split, digit after digit in order. The test has ``174 - largest`` of each.
+    """
+    images, labels = _digits()
+    fewest = np.bincount(labels).min()
+    of_class = np.stack([np.flatnonzero(labels == digit)[:fewest] for digit in range(10)])
+    shuffled = jax.random.permutation(key, of_class, axis=1, independent=True)
+    counts = long_tailed_counts(largest=largest, ratio=ratio)
+    train = jnp.concatenate([row[:count] for row, count in zip(shuffled, counts, strict=True)])
+    test = shuffled[:, largest:].reshape(-1)
+    x, y = jnp.asarray(images), jnp.asarray(labels)
+    return Split(x[train], y[train], x[test], y[test])
+
+
 @functools.cache
 def rotation(degrees: float, *, side: int = 8) -> np.ndarray:
     """The matrix to multiply flattened square images with, ``images @ matrix``, to turn them counterclockwise.

@@ -37,6 +37,45 @@ class Mlp(nn.Module):
         return x
 
 
+class Experts(nn.Module):
+    """Several classifiers on the features of one trunk, each of a hidden layer and an output layer of its own.
+
+    Attributes:
+        classes: number of outputs.
+        trunk: width of the trunk's one layer.
+        hidden: width of each expert's hidden layer.
+        experts: how many there are.
+        cosine_scale: outputs are cosines between features and class vectors times this; if None, a dense layer.
+    """
+
+    classes: int
+    trunk: int = 128
+    hidden: int = 64
+    experts: int = 3
+    cosine_scale: float | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "experts *batch classes"]:
+        features = Mlp((self.trunk,), final_activation=True)(x)
+        cosines = self.cosine_scale is not None
+        widths = (self.hidden,) if cosines else (self.hidden, self.classes)
+        copies = nn.vmap(
+            Mlp,
+            in_axes=None,
+            axis_size=self.experts,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+        )
+        outputs = copies(widths, final_activation=cosines)(features)
+        if not cosines:
+            return outputs
+        vectors = self.param("class_vectors", scaled_normal, (self.experts, self.hidden, self.classes))
+        unit_vectors = vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+        # The root of a sum that is not zero: all units of a layer may be off.
+        lengths = jnp.sqrt(jnp.sum(jnp.square(outputs), axis=-1, keepdims=True) + 1e-12)
+        return self.cosine_scale * jnp.einsum("e...h,ehc->e...c", outputs / lengths, unit_vectors)
+
+
 class BatchNormMlp(nn.Module):
     """Dense layers, each but the last without a bias and followed by batch normalization and an activation.
 

@@ -25,6 +25,20 @@ def test_every_seed_splits_differently():
     assert (a != b).any()
 
 
+def test_long_tailed_digits_are_rare_in_training_and_none_in_the_test():
+    split = data.long_tailed_digits(jax.random.key(0), largest=140, ratio=50.0)
+    counts = data.long_tailed_counts()
+    np.testing.assert_allclose(counts, 140 * 50 ** (-np.arange(10) / 9), atol=0.5)
+    np.testing.assert_array_equal(np.bincount(split.train_y, minlength=10), counts)
+    np.testing.assert_array_equal(np.bincount(split.test_y), 34)
+    both = np.concatenate([split.train_x, split.test_x])
+    images, labels = sklearn.datasets.load_digits(return_X_y=True)
+    of_image = {tuple(image): label for image, label in zip(images, labels, strict=True)}
+    found = [of_image[tuple(image)] for image in 16 * both]  # every image is there, with its label
+    np.testing.assert_array_equal(found, np.concatenate([split.train_y, split.test_y]))
+    assert len(np.unique(both, axis=0)) == len(both)
+
+
 def test_a_quarter_turn_is_a_permutation_and_small_turns_add_up_to_one():
     image = jax.random.uniform(jax.random.key(0), [8, 8])
     np.testing.assert_allclose(image.ravel() @ data.rotation(90.0), jnp.rot90(image).ravel(), atol=1e-5)

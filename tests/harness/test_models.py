@@ -21,6 +21,31 @@ def test_mlp_is_dense_layers_with_activations_between():
     assert set(models.Mlp((8, 3), use_bias=False).init(jax.random.key(1), x)["params"]["Dense_1"]) == {"kernel"}
 
 
+def test_experts_are_different_mlps_on_one_trunk():
+    x = jax.random.normal(jax.random.key(0), [5, 4])
+    model = models.Experts(3, trunk=8, hidden=6, experts=2)
+    params = model.init(jax.random.key(1), x)
+    trunk, experts = params["params"]["Mlp_0"], params["params"]["VmapMlp_0"]
+    features = models.Mlp((8,), final_activation=True).apply({"params": trunk}, x)
+    outputs = model.apply(params, x)
+    for n in range(2):
+        own = jax.tree.map(lambda leaf, n=n: leaf[n], experts)
+        np.testing.assert_allclose(outputs[n], models.Mlp((6, 3)).apply({"params": own}, features), rtol=1e-5)
+    assert np.abs(outputs[0] - outputs[1]).max() > 0.1
+
+
+def test_cosine_experts_score_angles():
+    x = jax.random.normal(jax.random.key(0), [5, 4])
+    model = models.Experts(3, trunk=8, hidden=16, experts=2, cosine_scale=30.0)
+    params = model.init(jax.random.key(1), x)
+    features = models.Mlp((8,), final_activation=True).apply({"params": params["params"]["Mlp_0"]}, x)
+    layer = jax.tree.map(lambda leaf: leaf[1], params["params"]["VmapMlp_0"])
+    hidden = np.asarray(models.Mlp((16,), final_activation=True).apply({"params": layer}, features))
+    vectors = np.asarray(params["params"]["class_vectors"][1])
+    cosines = hidden @ vectors / np.linalg.norm(hidden, axis=1)[:, None] / np.linalg.norm(vectors, axis=0)
+    np.testing.assert_allclose(model.apply(params, x)[1], 30 * cosines, rtol=1e-4, atol=1e-4)
+
+
 def test_batch_norm_mlp_normalizes_what_goes_into_its_activations():
     model = models.BatchNormMlp((8, 3))
     x = jax.random.normal(jax.random.key(0), [50, 4])
