@@ -1,6 +1,7 @@
 """Per-example training objectives on model outputs."""
 
 from jaxreg.losses.contrastive import hoc_loss
+from jaxreg.losses.coverage import confidence_factor, dco_loss, dco_sequence, dco_step
 from jaxreg.losses.decoupled_mixup import (
     decoupled_mixup_bce,
     decoupled_mixup_ce,
@@ -25,6 +26,7 @@ from jaxreg.losses.generalized_gaussian import (
     ggd_variance,
 )
 from jaxreg.losses.label_dro import AldrState, aldr_kl, aldr_kl_init, ldr_kl, ldr_kl_bayes_probabilities
+from jaxreg.losses.long_tail import consistency_self_distillation, diversity_loss, mdcs
 from jaxreg.losses.mixture_ranking import mixup_ranking, mndcg
 from jaxreg.losses.mixup import bang_finetune_loss, mixup_loss
 from jaxreg.losses.noisy_labels import ElrState, elr, elr_init, elr_plus, elr_plus_targets, sigmoid_rampup
@@ -44,11 +46,17 @@ __all__ = [
     "bang_finetune_loss",
     "binary_kl_norm",
     "cauchy",
+    "confidence_factor",
+    "consistency_self_distillation",
+    "dco_loss",
+    "dco_sequence",
+    "dco_step",
     "decoupled_mixup_bce",
     "decoupled_mixup_ce",
     "decoupled_regularizer",
     "dirichlet_cross_entropy",
     "dirichlet_kl",
+    "diversity_loss",
     "elr",
     "elr_init",
     "elr_plus",
@@ -67,6 +75,7 @@ __all__ = [
     "ldr_kl",
     "ldr_kl_bayes_probabilities",
     "log_stablemax",
+    "mdcs",
     "mixup_loss",
     "mixup_ranking",
     "mndcg",

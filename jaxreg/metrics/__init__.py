@@ -1,6 +1,7 @@
 """Measurements: of algorithms from a few runs, of models and of samples."""
 
 from jaxreg.metrics.calibration import aurc, excess_aurc, expected_calibration_error
+from jaxreg.metrics.coverage import coverage, optimal_coverage_policy, pass_at_n
 from jaxreg.metrics.curvature import (
     hessian_vector_product,
     hutchinson_trace,
@@ -17,7 +18,7 @@ from jaxreg.metrics.dynamical_stability import (
     sgd_stability_operator,
     trace_bound,
 )
-from jaxreg.metrics.ensembles import false_false_true
+from jaxreg.metrics.ensembles import false_false_true, prediction_variance
 from jaxreg.metrics.gradient_conflict import gradient_cosine
 from jaxreg.metrics.lr_sensitivity import extrapolate_instability, lr_sensitivity, max_attention_logit
 from jaxreg.metrics.mask_spread import mask_spread
@@ -67,6 +68,7 @@ __all__ = [
     "collapse_fraction",
     "compatibility_matrix",
     "compatible_pairs",
+    "coverage",
     "critical_lr",
     "distance_from_init",
     "dynamic_regret",
@@ -102,9 +104,12 @@ __all__ = [
     "neuron_ipr",
     "nlm_alignment",
     "noise_alignment",
+    "optimal_coverage_policy",
     "optimality_gap",
+    "pass_at_n",
     "path_length",
     "performance_profile",
+    "prediction_variance",
     "probability_of_improvement",
     "read_telemetry",
     "river_progress",

@@ -1,7 +1,8 @@
-"""What an ensemble gets right that its members do not."""
+"""What an ensemble gets right that its members do not, and how much they differ."""
 
 import jax.numpy as jnp
 
+from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, Int, checked
 
 
@@ -40,3 +41,28 @@ def false_false_true(
     """
     both_wrong = (predictions_a != labels) & (predictions_b != labels)
     return jnp.mean(both_wrong & (predictions_ensemble == labels), dtype=jnp.float32)
+
+
+@checked
+def prediction_variance(probabilities: Float[Array, "models *batch classes"]) -> Float[Array, "*batch"]:
+    r"""How much the predictions of models trained alike differ: the variance in the decomposition of the squared error.
+
+    .. math:: \frac1{M - 1} \sum_m \| p_m - \bar p \|^2
+
+    Args:
+        probabilities: ``p`` of each of ``M`` models, which differ in initialization, order or sample of the data.
+
+    Returns:
+        The variance of each example, without bias, at least float32.
+
+    Raises:
+        ValueError: there are fewer than two models.
+
+    References:
+        Used by Zhao et al., *MDCS: More Diverse Experts with Consistency Self-distillation for Long-tailed
+        Recognition*, ICCV 2023, arXiv 2308.09922, to compare methods for rare classes.
+    """
+    models = len(probabilities)
+    if models < 2:
+        raise ValueError(f"probabilities must be those of at least 2 models, got {models}")
+    return jnp.sum(jnp.var(at_least_float32(probabilities), axis=0, ddof=1), axis=-1)

@@ -19,14 +19,19 @@ import numpy as np
 from jaxreg import losses
 from jaxreg.typing import ScalarLike
 
-SIZES = {"batch": 5, "classes": 4, "examples": 9, "experts": 3, "features": 3, "items": 6, "mixtures": 3}
+SIZES = {"batch": 5, "classes": 4, "examples": 9, "experts": 3, "features": 3, "items": 6, "length": 3, "mixtures": 3}
 BATCH = SIZES["batch"]
 
 # Arguments that a signature does not tell: function -> argument -> value.
 EXAMPLES: dict[str, dict[str, typing.Any]] = {
     "cauchy": {"c": 0.4},
+    "confidence_factor": {"n": 4.0},
+    "dco_loss": {"n": 4.0},
+    "dco_sequence": {"n": 4.0},
+    "dco_step": {"n": 4.0},
     "decoupled_mixup_bce": {"weight": 0.7},
     "decoupled_mixup_ce": {"weight": 0.7},
+    "mdcs": {"epoch": 3},
     "ggd_log_prob": {"shape": 1.5, "scale": 0.8},
     "pseudo_huber": {"c": 0.4},
     "rescale_lambda": {"weight": jnp.linspace(0.0, 1.0, SIZES["batch"])},
@@ -48,6 +53,7 @@ REFUSED: dict[str, tuple[float, ...]] = {
     "alpha": (-1.0, 1.0, math.nan),
     "beta": (-1.0, 1.0, math.nan),
     "kl_period": (-1.0, 0.0, math.nan),
+    "ramp_epochs": (-1.0, 0.0, math.nan),
     "scale": (-1.0, 0.0, math.nan),
 }
 
@@ -95,7 +101,11 @@ def make_array(key, argument: str, annotation, batch: tuple[int, ...]):
     shape = [size for axis in axes(annotation) for size in (batch if axis == "*batch" else [SIZES[axis]])]
     if any(dtype.startswith("float") for dtype in annotation.dtypes):
         normal = jax.random.normal(key, shape)
+        if argument.startswith("log_prob"):
+            return jax.nn.log_softmax(normal)
         return 2 * normal if argument == "logits" else jax.nn.softmax(normal)
+    if "bool" in annotation.dtypes:
+        return jax.random.bernoulli(key, 0.7, shape)
     if argument == "index":
         return jax.random.permutation(key, SIZES["examples"])[: SIZES["batch"]]
     return jax.random.randint(key, shape, 0, SIZES["classes"])
