@@ -1,6 +1,6 @@
 """Augmentation, mixing and sampling of training data."""
 
-from jaxreg.data.mixing import Mixup, mix, mixup
+from jaxreg.data.mixing import Mixup, PolicyInterval, mix, mixup, policy_blend, policy_interval, sample_policy
 from jaxreg.data.modular import ModularTable, modular_table, noisy_modular
 from jaxreg.data.online import SeaLosses, sea_losses
 from jaxreg.data.synthetic import gaussian_ring, multi_color, ring_denoiser, ring_means, two_moons
@@ -8,6 +8,7 @@ from jaxreg.data.synthetic import gaussian_ring, multi_color, ring_denoiser, rin
 __all__ = [
     "Mixup",
     "ModularTable",
+    "PolicyInterval",
     "SeaLosses",
     "gaussian_ring",
     "mix",
@@ -15,8 +16,11 @@ __all__ = [
     "modular_table",
     "multi_color",
     "noisy_modular",
+    "policy_blend",
+    "policy_interval",
     "ring_denoiser",
     "ring_means",
+    "sample_policy",
     "sea_losses",
     "two_moons",
 ]

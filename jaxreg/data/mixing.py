@@ -1,7 +1,8 @@
 """Mixing examples: training on convex combinations of two inputs.
 
 Each example of a batch is averaged with a partner from the same batch. Whatever else belongs to an example (one-hot
-labels, targets) is mixed with the same partner and weight.
+labels, targets) is mixed with the same partner and weight. The weight is drawn for the whole batch, or for each pair
+from an interval that a network has learned to allow it (AdaMixUp, :func:`jaxreg.losses.adamixup_loss`).
 """
 
 from typing import NamedTuple
@@ -26,6 +27,18 @@ class Mixup(NamedTuple):
     inputs: Float[Array, "batch *shape"]
     partner: Int[Array, "batch"]
     weight: Float[Array, ""]
+
+
+class PolicyInterval(NamedTuple):
+    """The weights that AdaMixUp allows each pair, from :func:`policy_interval`.
+
+    Attributes:
+        low: the least weight ``a``, in (0, 1).
+        width: ``d``, the largest less the least; ``a + d`` is below 1.
+    """
+
+    low: Float[Array, "*batch"]
+    width: Float[Array, "*batch"]
 
 
 @checked
@@ -101,3 +114,70 @@ def mix(
     weight = jnp.asarray(weight)
     weight = weight.reshape(weight.shape + (1,) * (wide.ndim - weight.ndim))
     return (weight * wide + (1 - weight) * wide[partner]).astype(values.dtype)
+
+
+@checked
+def policy_blend(
+    key: PRNGKeyArray, inputs: Float[Array, "batch *shape"], partner: Int[Array, "batch"]
+) -> Float[Array, "batch *shape"]:
+    r"""What AdaMixUp's policy network sees of each pair: a random blend, every entry with weights of its own.
+
+    .. math:: \tfrac12 (m \odot x_i + m' \odot x_{\pi(i)}), \qquad m, m' \sim N(0, 1) \text{ truncated to } [-2, 2]
+
+    Args:
+        key: of the weights.
+        inputs: ``x``, examples first.
+        partner: ``pi``, positions in the batch.
+
+    Returns:
+        The blends, in the dtype of the inputs.
+
+    References:
+        Guo et al., *MixUp as Locally Linear Out-Of-Manifold Regularization*, AAAI 2019, arXiv 1809.02499.
+    """
+    wide = at_least_float32(inputs)
+    own, other = jax.random.truncated_normal(key, -2.0, 2.0, (2, *wide.shape), wide.dtype)
+    return (0.5 * (own * wide + other * wide[partner])).astype(inputs.dtype)
+
+
+@checked
+def policy_interval(policy_logits: Float[Array, "*batch 3"]) -> PolicyInterval:
+    r"""The interval of weights that the policy network allows each pair.
+
+    .. math:: (a, d, 1 - a - d) = \operatorname{softmax}(g), \qquad w \in [a, a + d]
+
+    At logits of zero it is [1/3, 2/3]. Since it is inside of (0, 1), a pair is always mixed.
+
+    Args:
+        policy_logits: ``g``, three for each pair.
+
+    Returns:
+        The interval, at least float32.
+
+    References:
+        Guo et al., *MixUp as Locally Linear Out-Of-Manifold Regularization*, AAAI 2019, arXiv 1809.02499.
+    """
+    shares = jax.nn.softmax(at_least_float32(policy_logits))
+    return PolicyInterval(shares[..., 0], shares[..., 1])
+
+
+@checked
+def sample_policy(key: PRNGKeyArray, interval: PolicyInterval) -> Float[Array, "*batch"]:
+    r"""A weight for each pair, uniform in its interval and differentiable with respect to it.
+
+    .. math:: w = a + u\, d, \qquad u \sim U[0, 1)
+
+    For :func:`mix`, as each example's own share.
+
+    Args:
+        key: of ``u``.
+        interval: from :func:`policy_interval`.
+
+    Returns:
+        The weights.
+
+    References:
+        Guo et al., *MixUp as Locally Linear Out-Of-Manifold Regularization*, AAAI 2019, arXiv 1809.02499.
+    """
+    low, width = interval
+    return low + width * jax.random.uniform(key, low.shape, low.dtype)

@@ -25,6 +25,7 @@ from jaxreg.losses.generalized_gaussian import (
     ggd_sample,
     ggd_variance,
 )
+from jaxreg.losses.intrusion import adamixup_loss, intrusion_loss
 from jaxreg.losses.label_dro import AldrState, aldr_kl, aldr_kl_init, ldr_kl, ldr_kl_bayes_probabilities
 from jaxreg.losses.long_tail import consistency_self_distillation, diversity_loss, mdcs
 from jaxreg.losses.mixture_ranking import mixup_ranking, mndcg
@@ -41,6 +42,7 @@ __all__ = [
     "ElrState",
     "GgdFit",
     "PskdState",
+    "adamixup_loss",
     "aldr_kl",
     "aldr_kl_init",
     "bang_finetune_loss",
@@ -71,6 +73,7 @@ __all__ = [
     "ggd_sample",
     "ggd_variance",
     "hoc_loss",
+    "intrusion_loss",
     "kd_kl",
     "ldr_kl",
     "ldr_kl_bayes_probabilities",

@@ -20,6 +20,7 @@ from jaxreg.metrics.dynamical_stability import (
 )
 from jaxreg.metrics.ensembles import false_false_true, prediction_variance
 from jaxreg.metrics.gradient_conflict import gradient_cosine
+from jaxreg.metrics.intrusion import intrusion_rate
 from jaxreg.metrics.lr_sensitivity import extrapolate_instability, lr_sensitivity, max_attention_logit
 from jaxreg.metrics.mask_spread import mask_spread
 from jaxreg.metrics.memorization import LabelOutcomes, early_learning_alignment, label_outcomes
@@ -88,6 +89,7 @@ __all__ = [
     "hessian_vector_product",
     "hutchinson_trace",
     "interval",
+    "intrusion_rate",
     "ipr",
     "iqm",
     "klom",

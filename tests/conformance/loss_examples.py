@@ -59,9 +59,9 @@ REFUSED: dict[str, tuple[float, ...]] = {
 
 
 # Their tests are those of their module: what a loss is made of, measured on samples, drawn, or without examples ...
-TESTED_ELSEWHERE = {"GgdFit", "ggd_fit", "ggd_kurtosis", "ggd_quantile", "ggd_sample", "ggd_variance"}
+TESTED_ELSEWHERE = {"GgdFit", "ggd_fit", "ggd_kurtosis", "ggd_quantile", "ggd_sample", "ggd_variance", "intrusion_loss"}
 # ... what calls the network itself, on examples that it mixes, and what makes one loss of another.
-TESTED_ELSEWHERE |= {"bang_finetune_loss", "expected_loss", "mixup_loss"}
+TESTED_ELSEWHERE |= {"adamixup_loss", "bang_finetune_loss", "expected_loss", "mixup_loss"}
 
 
 def is_state(value) -> bool:

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
-from jaxreg.data import mix, mixup
+from jaxreg.data import mix, mixup, policy_blend, policy_interval, sample_policy
 
 INPUTS = jax.random.normal(jax.random.key(1), [6, 4, 3])
 
@@ -75,3 +75,40 @@ def test_bad_hyperparameters_are_named():
         mixup(jax.random.key(0), INPUTS, alpha=0.0)
     with pytest.raises(ValueError, match=r"weight must be in \[0, 1\], got 1.5"):
         mix(INPUTS, jnp.arange(6), 1.5)
+
+
+class TestPolicy:
+    """The weights that AdaMixUp's policy network allows."""
+
+    def test_logits_of_zero_allow_the_middle_third(self):
+        low, width = policy_interval(jnp.zeros([2, 3]))
+        np.testing.assert_allclose(low, [1 / 3] * 2, rtol=1e-6)
+        np.testing.assert_allclose(width, [1 / 3] * 2, rtol=1e-6)
+
+    def test_intervals_lie_within_zero_and_one(self):
+        logits = 3 * np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+        low, width = policy_interval(logits)
+        shares = special.softmax(logits, axis=-1)
+        np.testing.assert_allclose(low, shares[:, 0], rtol=1e-5)
+        np.testing.assert_allclose(low + width, shares[:, 0] + shares[:, 1], rtol=1e-5)
+
+    def test_weights_are_uniform_in_their_interval(self):
+        logits = jnp.broadcast_to(jnp.log(jnp.array([0.2, 0.5, 0.3])), [4000, 3])
+        weights = sample_policy(jax.random.key(0), policy_interval(logits))
+        assert stats.kstest(np.asarray(weights), stats.uniform(0.2, 0.5).cdf).pvalue > 1e-3
+
+    def test_weights_are_differentiable_by_hand(self):
+        """w = a + u d: the slope is 1 in a and u in d."""
+        interval = policy_interval(jnp.array([[0.3, -0.2, 0.5]]))
+        gradient = jax.grad(lambda interval: sample_policy(jax.random.key(1), interval)[0])(interval)
+        u = (sample_policy(jax.random.key(1), interval)[0] - interval.low[0]) / interval.width[0]
+        np.testing.assert_allclose(gradient.low, [1.0])
+        np.testing.assert_allclose(gradient.width, [u], rtol=1e-5)
+
+    def test_blends_are_truncated_normals_times_the_pair(self):
+        """Of a pair (2, 0) half a blend is a truncated normal itself; both together are at most 2 in size."""
+        x = jnp.array([[2.0], [0.0]]) * jnp.ones([2, 3000])
+        blend = np.asarray(policy_blend(jax.random.key(2), x, jnp.array([1, 0])))
+        for row in blend:
+            assert stats.kstest(row, stats.truncnorm(-2, 2).cdf).pvalue > 1e-3
+        assert abs(np.corrcoef(blend)[0, 1]) < 4.5 / np.sqrt(3000)
