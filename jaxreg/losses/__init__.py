@@ -8,7 +8,7 @@ from jaxreg.losses.decoupled_mixup import (
     decoupled_regularizer,
     rescale_lambda,
 )
-from jaxreg.losses.distillation import binary_kl_norm, kd_kl, soft_cross_entropy
+from jaxreg.losses.distillation import adapt_soft_labels, binary_kl_norm, kd_kl, soft_cross_entropy
 from jaxreg.losses.evidential import (
     dirichlet_cross_entropy,
     dirichlet_kl,
@@ -43,6 +43,7 @@ __all__ = [
     "GgdFit",
     "PskdState",
     "adamixup_loss",
+    "adapt_soft_labels",
     "aldr_kl",
     "aldr_kl_init",
     "bang_finetune_loss",

@@ -10,11 +10,13 @@ cross-entropy in the classifier: each gets a head of its own (:class:`jaxreg.lay
     losses = cross_entropy(heads.main, labels) + weight * binary_kl_norm(heads.auxiliary, teacher_logits)
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
 from jaxreg.precision import at_least_float32
-from jaxreg.typing import Array, Float, ScalarLike, checked
+from jaxreg.typing import Array, Float, Int, ScalarLike, checked
 from jaxreg.validation import check_range
 
 
@@ -112,6 +114,65 @@ def soft_cross_entropy(
     """
     targets = jax.lax.stop_gradient(at_least_float32(targets))
     return -jnp.sum(targets * jax.nn.log_softmax(at_least_float32(logits)), axis=-1)
+
+
+@checked
+def adapt_soft_labels(
+    teacher_probs: Float[Array, "*batch classes"],
+    labels: Int[Array, "*batch"],
+    *,
+    low: ScalarLike = 0.15,
+    high: ScalarLike = 0.3,
+    smoothing: ScalarLike = 0.1,
+    reliability: Literal["label", "confidence"] = "label",
+) -> tuple[Float[Array, "*batch classes"], Float[Array, "*batch"]]:
+    r"""FerKD's targets: a teacher is believed about a crop only as far as it sees there what the image shows.
+
+    With the teacher's probabilities ``q`` of a crop, the label ``y`` of its image and the reliability :math:`r = q_y`:
+
+    .. math::
+        (t, w) = \begin{cases}
+        (\tilde e_y, 0) & r < r_\text{low} \quad \text{(background: left out)} \\
+        (\tilde e_y, 1) & r_\text{low} \le r < r_\text{high} \quad \text{(hard: the softened label)} \\
+        (q, 1) & r \ge r_\text{high} \quad \text{(easy: the teacher)}
+        \end{cases}
+
+    where :math:`\tilde e_y` is :math:`1 - \epsilon` for the label and :math:`\epsilon / (K - 1)` for the other classes.
+    The loss of a batch is that of the crops that are kept::
+
+        targets, weight = adapt_soft_labels(teacher_probs, labels)
+        losses = weight * soft_cross_entropy(logits, targets)
+        loss = losses.sum() / jnp.maximum(weight.sum(), 1.0)
+
+    Args:
+        teacher_probs: ``q``, stored for the crop.
+        labels: ``y``, of the images.
+        low: at least 0, reliability below which a crop is left out; 0 keeps every crop.
+        high: at least ``low``, reliability from which on the teacher is believed. 0 for both is distillation as
+            usual; with ``high`` above 1 and ``low`` 0 it is label smoothing.
+        smoothing: ``epsilon`` in [0, 1), of the label.
+        reliability: what ``r`` is: the probability of the label, or the teacher's largest probability.
+
+    Returns:
+        The targets and the weight, 0 or 1, of each crop, at least float32. No gradient flows through either. The
+        thresholds and ``smoothing`` are our choice: the authors have not published theirs in code.
+
+    Raises:
+        ValueError: ``low``, ``high`` or ``smoothing`` is outside its range, or there is only one class.
+
+    References:
+        Shen, *FerKD: Surgical Label Adaptation for Efficient Distillation*, ICCV 2023, arXiv 2312.17473.
+    """
+    check_range("low", low, "[0, inf)")
+    check_range("high", high, "[0, inf)")
+    check_range("smoothing", smoothing, "[0, 1)")
+    classes = teacher_probs.shape[-1]
+    check_range("number of classes", classes, "[2, inf)")
+    q = jax.lax.stop_gradient(at_least_float32(teacher_probs))
+    label = jax.nn.one_hot(labels, classes, dtype=q.dtype)
+    r = jnp.max(q if reliability == "confidence" else jnp.where(label > 0, q, 0.0), axis=-1)
+    softened = jnp.where(label > 0, 1.0 - smoothing, smoothing / (classes - 1))
+    return jnp.where((r >= high)[..., None], q, softened), (r >= low).astype(q.dtype)
 
 
 def _log_cosh(x):

@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 from scipy.special import expit, log_softmax, rel_entr, softmax
 
-from jaxreg.losses import binary_kl_norm, kd_kl, soft_cross_entropy
+from jaxreg.losses import adapt_soft_labels, binary_kl_norm, kd_kl, soft_cross_entropy
 
 RNG = np.random.default_rng(0)
 STUDENT, TEACHER = RNG.normal(0, 3, (2, 5, 4)).astype(np.float32)
@@ -64,6 +66,43 @@ def test_soft_cross_entropy_against_scipy():
     targets = RNG.dirichlet(np.ones(4), 5).astype(np.float32)
     expected = -(targets * log_softmax(STUDENT.astype(np.float64), -1)).sum(-1)
     np.testing.assert_allclose(soft_cross_entropy(STUDENT, targets), expected, rtol=2e-6)
+
+
+class TestAdaptSoftLabels:
+    PROBS = np.array([[0.1, 0.7, 0.2], [0.2, 0.2, 0.6], [0.5, 0.3, 0.2]], np.float32)
+    LABELS = np.array([0, 1, 0])
+
+    def test_three_regions_by_hand(self):
+        """Reliabilities 0.1, 0.2 and 0.5: left out, the softened label, the teacher."""
+        targets, weight = adapt_soft_labels(self.PROBS, self.LABELS)
+        np.testing.assert_array_equal(weight, [0.0, 1.0, 1.0])
+        np.testing.assert_allclose(targets, [[0.9, 0.05, 0.05], [0.05, 0.9, 0.05], [0.5, 0.3, 0.2]], rtol=1e-6)
+
+    def test_without_thresholds_it_is_distillation(self):
+        targets, weight = adapt_soft_labels(self.PROBS, self.LABELS, low=0.0, high=0.0)
+        np.testing.assert_array_equal(targets, self.PROBS)
+        np.testing.assert_array_equal(weight, np.ones(3))
+
+    def test_with_a_threshold_above_one_it_is_label_smoothing(self):
+        targets, weight = adapt_soft_labels(self.PROBS, self.LABELS, low=0.0, high=1.1, smoothing=0.2)
+        # optax's smoothing spreads its share over all classes, the label included.
+        expected = optax.smooth_labels(jax.nn.one_hot(self.LABELS, 3), 0.3)
+        np.testing.assert_allclose(targets, expected, rtol=1e-6)
+        np.testing.assert_array_equal(weight, np.ones(3))
+
+    def test_reliability_may_be_the_largest_probability(self):
+        targets, weight = adapt_soft_labels(self.PROBS, self.LABELS, low=0.55, high=0.65, reliability="confidence")
+        np.testing.assert_array_equal(weight, [1.0, 1.0, 0.0])
+        np.testing.assert_allclose(targets[:2], [[0.1, 0.7, 0.2], [0.05, 0.9, 0.05]], rtol=1e-6)
+
+    def test_targets_sum_to_one(self):
+        probs = RNG.dirichlet(np.ones(5), 50).astype(np.float32)
+        targets, _ = adapt_soft_labels(probs, RNG.integers(0, 5, 50), low=0.1, high=0.4, smoothing=0.3)
+        np.testing.assert_allclose(targets.sum(-1), 1.0, rtol=1e-6)
+
+    def test_one_class_is_refused(self):
+        with pytest.raises(ValueError, match=r"number of classes must be in \[2, inf\), got 1"):
+            adapt_soft_labels(np.ones((3, 1), np.float32), np.zeros(3, int))
 
 
 def test_teachers_get_no_gradient():
