@@ -1,6 +1,16 @@
 """Augmentation, mixing and sampling of training data."""
 
-from jaxreg.data.mixing import Mixup, PolicyInterval, mix, mixup, policy_blend, policy_interval, sample_policy
+from jaxreg.data.mixing import (
+    Mixup,
+    PolicyInterval,
+    SelfMix,
+    mix,
+    mixup,
+    policy_blend,
+    policy_interval,
+    sample_policy,
+    self_mix,
+)
 from jaxreg.data.modular import ModularTable, modular_table, noisy_modular
 from jaxreg.data.online import SeaLosses, sea_losses
 from jaxreg.data.synthetic import gaussian_ring, multi_color, ring_denoiser, ring_means, two_moons
@@ -10,6 +20,7 @@ __all__ = [
     "ModularTable",
     "PolicyInterval",
     "SeaLosses",
+    "SelfMix",
     "gaussian_ring",
     "mix",
     "mixup",
@@ -22,5 +33,6 @@ __all__ = [
     "ring_means",
     "sample_policy",
     "sea_losses",
+    "self_mix",
     "two_moons",
 ]

@@ -41,6 +41,20 @@ class PolicyInterval(NamedTuple):
     width: Float[Array, "*batch"]
 
 
+class SelfMix(NamedTuple):
+    """Result of :func:`self_mix`.
+
+    Attributes:
+        inputs: the mixed crops, in the dtype of the first.
+        targets: their targets, mixed likewise.
+        weight: share of the pixels that are the first crop's, float32.
+    """
+
+    inputs: Float[Array, "*batch height width channels"]
+    targets: Float[Array, "*batch classes"]
+    weight: Float[Array, ""]
+
+
 @checked
 def mixup(
     key: PRNGKeyArray, inputs: Float[Array, "batch *shape"], *, alpha: ScalarLike = 1.0, keep_larger: bool = False
@@ -181,3 +195,65 @@ def sample_policy(key: PRNGKeyArray, interval: PolicyInterval) -> Float[Array, "
     """
     low, width = interval
     return low + width * jax.random.uniform(key, low.shape, low.dtype)
+
+
+@checked
+def self_mix(
+    key: PRNGKeyArray,
+    crop_a: Float[Array, "*batch height width channels"],
+    crop_b: Float[Array, "*batch height width channels"],
+    target_a: Float[Array, "*batch classes"],
+    target_b: Float[Array, "*batch classes"],
+    *,
+    alpha: ScalarLike = 1.0,
+) -> SelfMix:
+    r"""SelfMix: a box of one crop of an image is pasted into another crop of the same image.
+
+    .. math::
+        \tilde x = m \odot x_a + (1 - m) \odot x_b, \qquad \tilde t = w\, t_a + (1 - w)\, t_b
+
+    The mask ``m`` is zero in the box, which has sides :math:`\sqrt{1 - \lambda}` of the crop's, with
+    :math:`\lambda \sim \operatorname{Beta}(\alpha, \alpha)`, and a uniformly drawn centre; what sticks out is cut off.
+    ``w`` is the share of pixels that ``a`` keeps. Crops of one image have similar soft labels, so the mixed ones vary
+    less than with partners from the batch. One box for all examples, as in CutMix; ``jax.vmap`` draws one for each.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxreg.data import self_mix
+    >>> crops, targets = jnp.zeros([2, 6, 8, 8, 1]), jnp.ones([2, 6, 10]) / 10
+    >>> self_mix(jax.random.key(0), *crops, *targets).inputs.shape
+    (6, 8, 8, 1)
+
+    Args:
+        key: of the box.
+        crop_a: ``x_a``, crops of some images.
+        crop_b: ``x_b``, other crops of the same images.
+        target_a: ``t_a``, targets of the first crops, such as a teacher's probabilities.
+        target_b: ``t_b``, of the second.
+        alpha: positive; larger means boxes of half the area more often.
+
+    Returns:
+        The mixed crops, their targets and the weight of ``a``.
+
+    Raises:
+        ValueError: ``alpha`` is not positive and finite.
+
+    References:
+        Shen, *FerKD: Surgical Label Adaptation for Efficient Distillation*, ICCV 2023, arXiv 2312.17473; the box is
+        that of Yun et al., *CutMix*, ICCV 2019, arXiv 1905.04899.
+    """
+    check_range("alpha", alpha, "(0, inf)")
+    key_area, key_row, key_column = jax.random.split(key, 3)
+    side = jnp.sqrt(1.0 - jax.random.beta(key_area, alpha, alpha, dtype=jnp.float32))
+
+    def within(key, length):
+        half = (side * length).astype(jnp.int32) // 2
+        centre = jax.random.randint(key, [], 0, length)
+        position = jnp.arange(length)
+        return (position >= centre - half) & (position < centre + half)
+
+    height, width = crop_a.shape[-3:-1]
+    box = within(key_row, height)[:, None] & within(key_column, width)
+    weight = 1.0 - jnp.mean(box, dtype=jnp.float32)
+    targets = weight * at_least_float32(target_a) + (1 - weight) * at_least_float32(target_b)
+    inputs = jnp.where(box[..., None], crop_b, crop_a)
+    return SelfMix(inputs.astype(crop_a.dtype), targets.astype(target_a.dtype), weight)
