@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jaxreg.typing import Array, Int, Shaped
+from jaxreg.validation import check_range
 
 
 class Batch(NamedTuple):
@@ -80,6 +81,23 @@ class Corpus(NamedTuple):
     train: Callable[..., TrainIterator]
     validation: Callable[[int], list[Batch]]
     text: Int[Array, " tokens"]
+
+
+def check_batches(batch: int, seed: int, *, process_index: int, process_count: int) -> None:
+    """Raises a ValueError that names what cannot be: parts of batches are alike on all processes, seeds fit 31 bits.
+
+    Args:
+        batch: rows of a training step, over all processes.
+        seed: of their order.
+        process_index: which rows of every batch a process gets.
+        process_count: divides ``batch``.
+    """
+    check_range("batch", batch, "[1, inf)")
+    check_range("seed", seed, f"[0, {2**31})")
+    check_range("process_count", process_count, "[1, inf)")
+    check_range("process_index", process_index, f"[0, {process_count})")
+    if batch % process_count:
+        raise ValueError(f"batch must be divisible by process_count = {process_count}, got {batch}")
 
 
 def check_same(state: dict[str, Any], identity: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from experiments.harness.batches import Batch, Corpus, TrainIterator, check_same
+from experiments.harness.batches import Batch, Corpus, TrainIterator, check_batches, check_same
 from experiments.harness.document_stream import open_stream
 from experiments.harness.tokenization import Tokenizer, open_tokenizer
 from jaxreg.validation import check_range
@@ -81,13 +81,8 @@ def open_corpus(
         ValueError: an argument is out of range, or the text cannot be read or is too short.
     """
     check_range("context", context, "[1, inf)")
-    check_range("batch", batch, "[1, inf)")
-    check_range("seed", seed, f"[0, {2**31})")
+    check_batches(batch, seed, process_index=process_index, process_count=process_count)
     check_range("validation_share", validation_share, "(0, 1)")
-    check_range("process_count", process_count, "[1, inf)")
-    check_range("process_index", process_index, f"[0, {process_count})")
-    if batch % process_count:
-        raise ValueError(f"batch must be divisible by process_count = {process_count}, got {batch}")
     tokenize = open_tokenizer(tokenizer)
     kind, _, where = spec.partition(":")
     process = process_index, process_count

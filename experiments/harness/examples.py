@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness.batches import Examples, TrainIterator, check_same
+from experiments.harness.batches import Examples, TrainIterator, check_batches, check_same
 from experiments.harness.data import digits
 from experiments.harness.frechet import SPLIT_SEED
 from experiments.harness.image_files import read_array, read_dataset, read_folder
@@ -81,14 +81,9 @@ def open_examples(
     Raises:
         ValueError: an argument is out of range, or what there is cannot be read or used.
     """
-    check_range("batch", batch, "[1, inf)")
-    check_range("seed", seed, f"[0, {2**31})")
+    check_batches(batch, seed, process_index=process_index, process_count=process_count)
     check_range("size", size, "[1, inf)")
     check_range("held_out_share", held_out_share, "(0, 1)")
-    check_range("process_count", process_count, "[1, inf)")
-    check_range("process_index", process_index, f"[0, {process_count})")
-    if batch % process_count:
-        raise ValueError(f"batch must be divisible by process_count = {process_count}, got {batch}")
     kind, _, where = spec.partition(":")
     if spec == "digits":
         train, held_out = _digits()
