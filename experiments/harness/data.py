@@ -73,6 +73,47 @@ def long_tailed_digits(key: PRNGKeyArray, *, largest: int = 140, ratio: float = 
     return Split(x[train], y[train], x[test], y[test])
 
 
+class Tasks(NamedTuple):
+    """Several data sets as one, of one shape."""
+
+    train_x: Float[Array, "tasks train features"]
+    train_y: Int[Array, "tasks train"]
+    test_x: Float[Array, "tasks test features"]
+    test_y: Int[Array, "tasks test"]
+
+
+BINARY_TASKS = ("breast cancer", (3, 8), (4, 9), (1, 7))
+
+
+@checked
+def binary_tasks(key: PRNGKeyArray, *, train: int = 100, test: int = 250) -> Tasks:
+    """Four tasks of two classes: scikit-learn's breast cancer data, and pairs of digits that look alike.
+
+    Args:
+        key: decides which examples are for training.
+        train: training examples of each.
+        test: test examples of each; both together at most 357.
+
+    Returns:
+        The tasks. Features of the breast cancer data have mean 0 and variance 1; zeros fill them up to 64.
+    """
+    images, digit = _digits()
+    cancer, diagnosis = sklearn.datasets.load_breast_cancer(return_X_y=True)
+    cancer = (cancer - cancer.mean(0)) / cancer.std(0)
+    sets = [(np.pad(cancer, [(0, 0), (0, 64 - cancer.shape[1])]).astype(np.float32), diagnosis)]
+    for zero, one in BINARY_TASKS[1:]:
+        chosen = np.isin(digit, (zero, one))
+        sets.append((images[chosen], digit[chosen] == one))
+
+    def split(key, x, y):
+        order = jax.random.permutation(key, len(y))[: train + test]
+        x, y = jnp.asarray(x)[order], jnp.asarray(y, jnp.int32)[order]
+        return Tasks(x[:train], y[:train], x[train:], y[train:])
+
+    splits = [split(key, x, y) for key, (x, y) in zip(jax.random.split(key, len(sets)), sets, strict=True)]
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *splits)
+
+
 @functools.cache
 def rotation(degrees: float, *, side: int = 8) -> np.ndarray:
     """The matrix to multiply flattened square images with, ``images @ matrix``, to turn them counterclockwise.

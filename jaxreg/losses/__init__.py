@@ -9,6 +9,7 @@ from jaxreg.losses.decoupled_mixup import (
     rescale_lambda,
 )
 from jaxreg.losses.distillation import adapt_soft_labels, binary_kl_norm, kd_kl, soft_cross_entropy
+from jaxreg.losses.ensloss import calibrated_derivatives, ensloss, sample_box_cox
 from jaxreg.losses.evidential import (
     dirichlet_cross_entropy,
     dirichlet_kl,
@@ -48,6 +49,7 @@ __all__ = [
     "aldr_kl_init",
     "bang_finetune_loss",
     "binary_kl_norm",
+    "calibrated_derivatives",
     "cauchy",
     "confidence_factor",
     "consistency_self_distillation",
@@ -64,6 +66,7 @@ __all__ = [
     "elr_init",
     "elr_plus",
     "elr_plus_targets",
+    "ensloss",
     "expected_loss",
     "exponential_evidence",
     "flexible_evidential",
@@ -88,6 +91,7 @@ __all__ = [
     "pskd_gradient_scale",
     "pskd_init",
     "rescale_lambda",
+    "sample_box_cox",
     "sigmoid_rampup",
     "soft_cross_entropy",
     "stablemax_cross_entropy",

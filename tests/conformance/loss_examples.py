@@ -31,6 +31,8 @@ EXAMPLES: dict[str, dict[str, typing.Any]] = {
     "dco_step": {"n": 4.0},
     "decoupled_mixup_bce": {"weight": 0.7},
     "decoupled_mixup_ce": {"weight": 0.7},
+    "ensloss": {"key": jax.random.key(0), "labels": jnp.arange(SIZES["items"]) % 2},
+    "calibrated_derivatives": {"key": jax.random.key(0)},
     "mdcs": {"epoch": 3},
     "ggd_log_prob": {"shape": 1.5, "scale": 0.8},
     "pseudo_huber": {"c": 0.4},
@@ -53,6 +55,7 @@ REFUSED: dict[str, tuple[float, ...]] = {
     "alpha": (-1.0, 1.0, math.nan),
     "beta": (-1.0, 1.0, math.nan),
     "kl_period": (-1.0, 0.0, math.nan),
+    "box_cox": (math.inf, math.nan),
     "ramp_epochs": (-1.0, 0.0, math.nan),
     "scale": (-1.0, 0.0, math.nan),
 }

@@ -39,6 +39,25 @@ def test_long_tailed_digits_are_rare_in_training_and_none_in_the_test():
     assert len(np.unique(both, axis=0)) == len(both)
 
 
+def test_binary_tasks_are_two_digits_or_diagnoses():
+    tasks = data.binary_tasks(jax.random.key(0), train=100, test=250)
+    assert tasks.train_x.shape == (4, 100, 64)
+    assert tasks.test_x.shape == (4, 250, 64)
+    x, y = (np.concatenate(pair, axis=1) for pair in ((tasks.train_x, tasks.test_x), (tasks.train_y, tasks.test_y)))
+    images, labels = sklearn.datasets.load_digits(return_X_y=True)
+    of_image = {tuple(image): label for image, label in zip(images, labels, strict=True)}
+    for task, pair in enumerate(data.BINARY_TASKS[1:], start=1):
+        assert len(np.unique(x[task], axis=0)) == 350
+        np.testing.assert_array_equal([of_image[tuple(image)] for image in 16 * x[task]], np.array(pair)[y[task]])
+    measured, diagnoses = sklearn.datasets.load_breast_cancer(return_X_y=True)
+    standard = (measured - measured.mean(0)) / measured.std(0)
+    nearest = np.square(x[0][:, None, :30] - standard).sum(-1).argmin(1)
+    np.testing.assert_allclose(x[0][:, :30], standard[nearest], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(y[0], diagnoses[nearest])
+    assert len(np.unique(nearest)) == 350
+    assert not x[0][:, 30:].any()
+
+
 def test_a_quarter_turn_is_a_permutation_and_small_turns_add_up_to_one():
     image = jax.random.uniform(jax.random.key(0), [8, 8])
     np.testing.assert_allclose(image.ravel() @ data.rotation(90.0), jnp.rot90(image).ravel(), atol=1e-5)
