@@ -22,7 +22,7 @@ from experiments.harness.trainer import steps_taken
 from experiments.harness.training_run import Run
 from experiments.harness.unet import LAST_LAYER, UNet
 from jaxreg.layers import NonScalingLayerNorm
-from jaxreg.metrics import mean_distance
+from jaxreg.metrics import energy_distance, mean_distance
 from jaxreg.typing import Array, Float, PRNGKeyArray
 from jaxreg.validation import check_range
 
@@ -186,11 +186,7 @@ class ConsistencyTraining(Run):
         """
         if len(self.shape) == 1:
             within = jax.jit(lambda points: mean_distance(points, block_size=BLOCK))(reference)
-            return lambda samples: (
-                2 * mean_distance(samples, reference, block_size=BLOCK)
-                - mean_distance(samples, block_size=BLOCK)
-                - within
-            )
+            return lambda samples: energy_distance(samples, reference, within_y=within, block_size=BLOCK)
         if self.settings.data.data == "digits":
             return frechet_to(reference, features=digit_features())
         side = next(side for side in (4, 2, 1) if all(length % side == 0 for length in self.shape[:2]))

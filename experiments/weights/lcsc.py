@@ -15,7 +15,7 @@ from experiments.harness.models import NoiseMlp
 from experiments.harness.training import train
 from jaxreg.data import gaussian_ring
 from jaxreg.diffusion import consistency_apply, ict_loss
-from jaxreg.metrics import mean_distance
+from jaxreg.metrics import energy_distance, mean_distance
 from jaxreg.weights import (
     checkpoint_buffer_init,
     checkpoint_buffer_stack,
@@ -123,8 +123,7 @@ def run(key, *, learning_rate, steps, epochs=40, samples=1024):
             x = consistency_apply(apply_fn, params, sigmas[0] * noise, sigmas[0])
             for sigma in sigmas[1:]:
                 x = consistency_apply(apply_fn, params, x + sigma * again, sigma)
-            within = mean_distance(x, block_size=BLOCK)
-            return 2 * mean_distance(x, data, block_size=BLOCK) - within - within_data
+            return energy_distance(x, data, within_y=within_data, block_size=BLOCK)
 
         return distance
 

@@ -8,19 +8,23 @@ import jax.numpy as jnp
 
 from jaxreg.linalg import eigh
 from jaxreg.precision import at_least_float32
-from jaxreg.typing import Array, Float, checked
+from jaxreg.typing import Array, Float, ScalarLike, checked
 
 
 @checked
 def energy_distance(
-    x: Float[Array, "n features"], y: Float[Array, "m features"], *, block_size: int | None = None
+    x: Float[Array, "n features"],
+    y: Float[Array, "m features"],
+    *,
+    within_y: ScalarLike | None = None,
+    block_size: int | None = None,
 ) -> Float[Array, ""]:
     r"""Energy distance, unbiased.
 
     .. math:: 2\,\mathbb E\|X - Y\| - \mathbb E\|X - X'\| - \mathbb E\|Y - Y'\|
 
     Zero for equal distributions and only for them. Pairs of a point with itself are left out, so the estimate can be
-    slightly negative. Where ``y`` is always the same, its own term need not be computed again: :func:`mean_distance`.
+    slightly negative.
 
     >>> import jax.numpy as jnp
     >>> from jaxreg.metrics import energy_distance
@@ -30,6 +34,8 @@ def energy_distance(
     Args:
         x: samples of the one, at least two.
         y: samples of the other, at least two.
+        within_y: :math:`\mathbb E\|Y - Y'\|`, so that it need not be computed again where ``y`` is always the same:
+            ``mean_distance(y)``.
         block_size: how many rows of the matrices of distances are held at a time; all if None.
 
     Returns:
@@ -44,8 +50,9 @@ def energy_distance(
     for name, sample in (("x", x), ("y", y)):
         if len(sample) < 2:
             raise ValueError(f"{name} must have at least 2 samples, got {len(sample)}")
-    within_x, within_y = (mean_distance(sample, block_size=block_size) for sample in (x, y))
-    return 2 * mean_distance(x, y, block_size=block_size) - within_x - within_y
+    if within_y is None:
+        within_y = mean_distance(y, block_size=block_size)
+    return 2 * mean_distance(x, y, block_size=block_size) - mean_distance(x, block_size=block_size) - within_y
 
 
 @checked

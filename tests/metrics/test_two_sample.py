@@ -24,6 +24,8 @@ class TestEnergyDistance:
         x32, y32, expected = x.astype(np.float32), y.astype(np.float32), self.reference(x, y)
         np.testing.assert_allclose(jax.jit(energy_distance)(x32, y32), expected, rtol=1e-4)
         np.testing.assert_allclose(energy_distance(x32, y32, block_size=16), expected, rtol=1e-4)
+        known = cdist(y, y).sum() / (50 * 49)
+        np.testing.assert_allclose(energy_distance(x32, y32, within_y=known), expected, rtol=1e-4)
 
     def test_two_point_masses_of_noise(self):
         """For N(0, 1) and N(m, 1) it is 2 E|N(m, 2)| - 2 E|N(0, 2)|."""
