@@ -1,4 +1,4 @@
-"""Command line of the benchmarks: ``python -m experiments.benchmarks optimizers`` (or ``pretrain``, ``weights``).
+"""Command line of the benchmarks: ``python -m experiments.benchmarks optimizers`` (or ``losses``, ``weights``, …).
 
 A step that is timed alone, over and over, would hand its temporary memory back to the operating system each time and
 get it anew, page by page: up to a millisecond a megabyte, which no training step pays, where the memory serves one
@@ -10,9 +10,14 @@ import sys
 
 import tyro
 
-from experiments.benchmarks import optimizers, pretrain, weights
+from experiments.benchmarks import losses, optimizers, pretrain, weights
 
-BENCHMARKS = {"optimizers": optimizers.main, "pretrain": pretrain.main, "weights": weights.main}
+BENCHMARKS = {
+    "losses": losses.main,
+    "optimizers": optimizers.main,
+    "pretrain": pretrain.main,
+    "weights": weights.main,
+}
 KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 
 

@@ -29,6 +29,15 @@ class Ratio(NamedTuple):
     seconds: float
     peer_seconds: float
 
+    def figures(self) -> dict[str, object]:
+        """What a table and its JSON have of it, in milliseconds."""
+        return {
+            "ratio": round(self.median, 4),
+            "ratio_quartiles": [round(self.low, 4), round(self.high, 4)],
+            "ms": round(1e3 * self.seconds, 4),
+            "peer_ms": round(1e3 * self.peer_seconds, 4),
+        }
+
 
 def paired_ratio(
     candidate: Callable[[], object],

@@ -185,14 +185,7 @@ def table(result: Mapping) -> Table:
 
 
 def _row(name: str, peer: str, ratio: Ratio) -> dict[str, object]:
-    return {
-        "name": name,
-        "peer": peer,
-        "ratio": round(ratio.median, 4),
-        "ratio_quartiles": [round(ratio.low, 4), round(ratio.high, 4)],
-        "ms": round(1e3 * ratio.seconds, 4),
-        "peer_ms": round(1e3 * ratio.peer_seconds, 4),
-    }
+    return {"name": name, "peer": peer, **ratio.figures()}
 
 
 def _stream(name: str, size: int, leaves: int, checkpoints: int) -> dict[str, float]:
