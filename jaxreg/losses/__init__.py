@@ -8,7 +8,7 @@ from jaxreg.losses.decoupled_mixup import (
     decoupled_regularizer,
     rescale_lambda,
 )
-from jaxreg.losses.distillation import adapt_soft_labels, binary_kl_norm, kd_kl, soft_cross_entropy
+from jaxreg.losses.distillation import adapt_soft_labels, binary_kl_norm, kd_kl
 from jaxreg.losses.ensloss import calibrated_derivatives, ensloss, sample_box_cox
 from jaxreg.losses.evidential import (
     dirichlet_cross_entropy,
@@ -34,7 +34,7 @@ from jaxreg.losses.mixup import bang_finetune_loss, mixup_loss
 from jaxreg.losses.noisy_labels import ElrState, elr, elr_init, elr_plus, elr_plus_targets, sigmoid_rampup
 from jaxreg.losses.robust_regression import cauchy, pseudo_huber
 from jaxreg.losses.self_distillation import PskdState, pskd, pskd_gradient_scale, pskd_init
-from jaxreg.losses.soft_targets import expected_loss
+from jaxreg.losses.soft_targets import expected_loss, soft_cross_entropy
 from jaxreg.losses.stablemax import log_stablemax, stablemax_cross_entropy
 from jaxreg.losses.z_loss import z_loss
 

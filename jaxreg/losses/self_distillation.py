@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxreg.losses.soft_targets import soft_cross_entropy
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, Int, ScalarLike, checked
 from jaxreg.validation import check_range
@@ -96,13 +97,13 @@ def pskd(
         Kim et al., *Self-Knowledge Distillation with Progressive Refinement of Targets*, ICCV 2021, arXiv 2006.12000.
     """
     check_range("alpha", alpha, "[0, 1)")
-    log_p = jax.nn.log_softmax(at_least_float32(logits))
-    label = jax.nn.one_hot(labels, logits.shape[-1], dtype=log_p.dtype)
-    past = state.past[index].astype(log_p.dtype)
+    logits = at_least_float32(logits)
+    label = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    past = state.past[index].astype(logits.dtype)
     past = jnp.where(jnp.sum(past, axis=-1, keepdims=True) > 0, past, label)
-    target = jax.lax.stop_gradient((1 - alpha) * label + alpha * past)
-    now = jax.lax.stop_gradient(jnp.exp(log_p)).astype(state.past.dtype)
-    return -jnp.sum(target * log_p, axis=-1), PskdState(state.past.at[index].set(now))
+    losses = soft_cross_entropy(logits, (1 - alpha) * label + alpha * past)
+    now = jax.nn.softmax(jax.lax.stop_gradient(logits)).astype(state.past.dtype)
+    return losses, PskdState(state.past.at[index].set(now))
 
 
 @checked

