@@ -1,4 +1,4 @@
-"""Linear algebra that can be vmapped wherever it runs.
+"""Linear algebra that can be vmapped wherever it runs, and unit vectors.
 
 Under ``vmap`` one matrix is taken after the other. XLA's own solvers for a batch hand it to the threads of the CPU and
 wait for them, for ever if they all wait themselves: several devices on a CPU do that to each other, and so do several
@@ -8,6 +8,7 @@ solvers of one program.
 import jax
 import jax.numpy as jnp
 
+from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, checked
 
 
@@ -27,6 +28,23 @@ def svd(matrix: Float[Array, "m n"]) -> tuple[Float[Array, "m k"], Float[Array, 
     """
     left, values, right = _svd(matrix)
     return left, values, right
+
+
+@checked
+def unit_vectors(vectors: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
+    """Vectors divided by their Euclidean length; zero stays zero, with a finite gradient.
+
+    Args:
+        vectors: of any finite length: squares that would overflow or vanish do no harm.
+
+    Returns:
+        The unit vectors, at least float32.
+    """
+    vectors = at_least_float32(vectors)
+    largest = jnp.max(jnp.abs(vectors), axis=-1, keepdims=True)
+    scaled = vectors / jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1.0))
+    squared = jnp.sum(jnp.square(scaled), axis=-1, keepdims=True)
+    return scaled / jnp.sqrt(jnp.where(squared > 0, squared, 1.0))
 
 
 @jax.custom_batching.sequential_vmap

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.linalg import eigh, svd
+from jaxreg.linalg import eigh, svd, unit_vectors
 
 MATRICES = jax.random.normal(jax.random.key(0), [3, 4, 4])
 MATRICES = MATRICES + MATRICES.swapaxes(1, 2)
@@ -33,3 +33,13 @@ def test_svd_alone_and_vmapped():
         np.testing.assert_allclose(values, np.linalg.svd(matrix, compute_uv=False), rtol=1e-5)
         np.testing.assert_allclose(left * values @ right, matrix, atol=1e-5)
     np.testing.assert_allclose(svd(jnp.diag(jnp.array([2.0, 3.0])))[1], [3.0, 2.0])
+
+
+def test_unit_vectors_of_any_length():
+    directions = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    expected = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    for scale in (1e-30, 1.0, 1e30):
+        np.testing.assert_allclose(unit_vectors(scale * directions), expected, rtol=1e-5)
+    value, gradient = jax.value_and_grad(lambda x: unit_vectors(x).sum())(jnp.zeros(3))
+    assert float(value) == 0.0
+    assert np.isfinite(gradient).all()

@@ -1,5 +1,6 @@
 """Per-example training objectives on model outputs."""
 
+from jaxreg.losses.co_teaching import co_teaching_mask, forget_schedule
 from jaxreg.losses.contrastive import hoc_loss
 from jaxreg.losses.coverage import confidence_factor, dco_loss, dco_sequence, dco_step
 from jaxreg.losses.decoupled_mixup import (
@@ -26,6 +27,7 @@ from jaxreg.losses.generalized_gaussian import (
     ggd_sample,
     ggd_variance,
 )
+from jaxreg.losses.imbalanced_regression import conr
 from jaxreg.losses.intrusion import adamixup_loss, intrusion_loss
 from jaxreg.losses.label_dro import AldrState, aldr_kl, aldr_kl_init, ldr_kl, ldr_kl_bayes_probabilities
 from jaxreg.losses.long_tail import consistency_self_distillation, diversity_loss, mdcs
@@ -51,7 +53,9 @@ __all__ = [
     "binary_kl_norm",
     "calibrated_derivatives",
     "cauchy",
+    "co_teaching_mask",
     "confidence_factor",
+    "conr",
     "consistency_self_distillation",
     "dco_loss",
     "dco_sequence",
@@ -70,6 +74,7 @@ __all__ = [
     "expected_loss",
     "exponential_evidence",
     "flexible_evidential",
+    "forget_schedule",
     "ggd_fit",
     "ggd_kurtosis",
     "ggd_log_prob",

@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxreg.precision import at_least_float32
+from jaxreg.linalg import unit_vectors
 from jaxreg.typing import Array, Float, Int, ScalarLike, checked
 from jaxreg.validation import check_range
 
@@ -50,19 +50,10 @@ def hoc_loss(
     """
     check_range("mu", mu, "(0, inf)")
     labels = jnp.asarray(labels)
-    similarity = mu * _normalized(jax.lax.stop_gradient(feat_old)) @ _normalized(feat_new).T
+    similarity = mu * unit_vectors(jax.lax.stop_gradient(feat_old)) @ unit_vectors(feat_new).T
     same = labels[:, None] == labels
     if same_class == "zero":
         others = jnp.where(same, 0.0, similarity)
     else:
         others = jnp.where(same & ~jnp.eye(len(labels), dtype=bool), -jnp.inf, similarity)
     return jax.nn.logsumexp(others, axis=1) - jnp.diagonal(similarity)
-
-
-def _normalized(features):
-    """Unit vectors; zero stays zero, with a finite gradient."""
-    features = at_least_float32(features)
-    largest = jnp.max(jnp.abs(features), axis=-1, keepdims=True)
-    scaled = features / jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1.0))
-    squared = jnp.sum(jnp.square(scaled), axis=-1, keepdims=True)
-    return scaled / jnp.sqrt(jnp.where(squared > 0, squared, 1.0))
