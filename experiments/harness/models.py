@@ -1,5 +1,6 @@
 """Small models, written so that a whole training run compiles to fast code on a CPU."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.layers import NoiseEmbedding, QKNormAttention
-from jaxreg.typing import Array, Float, Int
+from jaxreg.typing import Array, Float, Int, PRNGKeyArray
 
 scaled_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 """N(0, 1 / fan_in)."""
@@ -35,6 +36,36 @@ class Mlp(nn.Module):
             if layer < len(self.features) or self.final_activation:
                 x = self.activation(x)
         return x
+
+
+def plain_mlps(key: PRNGKeyArray, *networks: Sequence[int]) -> list[list[dict[str, Array]]]:
+    """Parameters of several MLPs for :func:`plain_mlp`, from one draw: each draw takes most of a second to compile.
+
+    Args:
+        key: of the kernels.
+        networks: of each the widths of its layers, the number of inputs first.
+
+    Returns:
+        Of each network the layers, with a ``kernel`` from N(0, 1 / inputs) and a ``bias`` of zeros.
+    """
+    shapes = [list(itertools.pairwise(widths)) for widths in networks]
+    sizes = [inputs * outputs for layers in shapes for inputs, outputs in layers]
+    draws = iter(jnp.split(jax.random.normal(key, [sum(sizes)]), list(itertools.accumulate(sizes))[:-1]))
+    return [
+        [{"kernel": next(draws).reshape(shape) / shape[0] ** 0.5, "bias": jnp.zeros(shape[1])} for shape in layers]
+        for layers in shapes
+    ]
+
+
+def plain_mlp(
+    layers: list[dict[str, Array]], x: Float[Array, "*batch inputs"], *, final_activation: bool = False
+) -> Float[Array, "*batch outputs"]:
+    """Dense layers with a rectified linear unit after each but the last, or after that too."""
+    for position, layer in enumerate(layers, start=1):
+        x = x @ layer["kernel"] + layer["bias"]
+        if position < len(layers) or final_activation:
+            x = nn.relu(x)
+    return x
 
 
 class Experts(nn.Module):

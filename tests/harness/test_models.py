@@ -21,6 +21,18 @@ def test_mlp_is_dense_layers_with_activations_between():
     assert set(models.Mlp((8, 3), use_bias=False).init(jax.random.key(1), x)["params"]["Dense_1"]) == {"kernel"}
 
 
+def test_plain_mlps_are_drawn_like_flax_ones_and_compute_the_same():
+    small, large = models.plain_mlps(jax.random.key(0), (4, 8, 3), (200, 100))
+    x = jax.random.normal(jax.random.key(1), [5, 4])
+    params = {"params": {"Dense_0": small[0], "Dense_1": small[1]}}
+    np.testing.assert_allclose(models.plain_mlp(small, x), models.Mlp((8, 3)).apply(params, x), rtol=1e-5, atol=1e-6)
+    assert float(models.plain_mlp(small, x, final_activation=True).min()) == 0
+    kernel = np.asarray(large[0]["kernel"])
+    assert kernel.shape == (200, 100)
+    np.testing.assert_allclose(kernel.std(), 200**-0.5, rtol=0.03)
+    assert not large[0]["bias"].any()
+
+
 def test_experts_are_different_mlps_on_one_trunk():
     x = jax.random.normal(jax.random.key(0), [5, 4])
     model = models.Experts(3, trunk=8, hidden=6, experts=2)
