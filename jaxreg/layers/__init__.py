@@ -10,6 +10,7 @@ from jaxreg.layers.multi_sample_dropout import (
     multi_sample_dropout,
     multi_sample_loss,
 )
+from jaxreg.layers.nested_dropout import NestedDropout, best_width, nested_dropout, nested_pmf, truncate
 from jaxreg.layers.noise_embedding import NoiseEmbedding
 from jaxreg.layers.normalization import NonScalingLayerNorm
 from jaxreg.layers.power_norm import (
@@ -33,6 +34,7 @@ __all__ = [
     "GhostBatchNorm",
     "LoRADense",
     "MultiSampleDropout",
+    "NestedDropout",
     "NoiseEmbedding",
     "NonScalingLayerNorm",
     "PowerNorm",
@@ -40,15 +42,19 @@ __all__ = [
     "Quantized",
     "StableEmbedding",
     "antithetic_masks",
+    "best_width",
     "group_scaling",
     "keep_backward_stats",
     "lora_mask",
     "multi_sample_dropout",
     "multi_sample_loss",
+    "nested_dropout",
+    "nested_pmf",
     "power_norm",
     "power_norm_v",
     "restart_dead_codes",
     "simplex_vertices",
+    "truncate",
     "update_psi2",
     "vector_quantize",
 ]

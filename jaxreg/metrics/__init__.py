@@ -1,5 +1,6 @@
 """Measurements: of algorithms from a few runs, of models and of samples."""
 
+from jaxreg.metrics.bias_variance import BiasVariance, bias_variance
 from jaxreg.metrics.calibration import aurc, excess_aurc, expected_calibration_error
 from jaxreg.metrics.coverage import coverage, optimal_coverage_policy, pass_at_n
 from jaxreg.metrics.curvature import (
@@ -54,6 +55,7 @@ from jaxreg.metrics.unlearning import (
 from jaxreg.metrics.weight_distance import UltraSlowFit, distance_from_init, fit_ultra_slow
 
 __all__ = [
+    "BiasVariance",
     "Interval",
     "LabelOutcomes",
     "RiverProgress",
@@ -66,6 +68,7 @@ __all__ = [
     "auroc",
     "average_accuracy",
     "average_compatibility",
+    "bias_variance",
     "collapse_fraction",
     "compatibility_matrix",
     "compatible_pairs",
