@@ -68,7 +68,7 @@ def decoupled_mixup_ce(
     check_range("eta", eta, "[0, inf)")
     z = at_least_float32(logits)
     z = z - jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
-    own, partner = (jnp.take_along_axis(z, a[..., None], axis=-1)[..., 0] for a in (labels, partner_labels))
+    own, partner = _chosen(z, labels), _chosen(z, partner_labels)
     same = labels == partner_labels
     classes = jnp.arange(z.shape[-1])
     others = _log_sum_without(z, (classes == labels[..., None]) | (classes == partner_labels[..., None]))
@@ -150,12 +150,16 @@ def decoupled_mixup_bce(
     check_range("weight", weight, "[0, 1]")
     z = at_least_float32(logits)
     weight = jnp.broadcast_to(at_least_float32(jnp.asarray(weight)), labels.shape)
-    target = jnp.zeros_like(z)
-    for classes, share, true in ((labels, weight, labelled), (partner_labels, 1 - weight, partner_labelled)):
+
+    def target(share, true):
         rescaled = rescale_lambda(share, threshold=threshold, power=power)
-        share = rescaled if true is None else jnp.where(true, rescaled, share)
-        target = target + share[..., None] * jax.nn.one_hot(classes, z.shape[-1])
-    return jnp.sum(jax.nn.softplus(z) - jnp.minimum(target, 1.0) * z, axis=-1)
+        return rescaled if true is None else jnp.where(true, rescaled, share)
+
+    own, partner = target(weight, labelled), target(1 - weight, partner_labelled)
+    same = labels == partner_labels
+    own, partner = jnp.where(same, jnp.minimum(own + partner, 1.0), own), jnp.where(same, 0.0, partner)
+    z_own, z_partner = _chosen(z, labels), _chosen(z, partner_labels)
+    return jnp.sum(jax.nn.softplus(z), axis=-1) - own * z_own - partner * z_partner
 
 
 @checked
@@ -184,6 +188,10 @@ def rescale_lambda(
     check_range("threshold", threshold, "(0, 1]")
     check_range("power", power, "(0, inf)")
     return jnp.minimum(at_least_float32(jnp.asarray(weight)) / threshold, 1.0) ** power
+
+
+def _chosen(z, labels):
+    return jnp.take_along_axis(z, jnp.asarray(labels)[..., None], axis=-1)[..., 0]
 
 
 def _log_sum_without(z, left_out):
