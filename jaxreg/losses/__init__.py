@@ -1,6 +1,15 @@
 """Per-example training objectives on model outputs."""
 
 from jaxreg.losses.co_teaching import co_teaching_mask, forget_schedule
+from jaxreg.losses.comp_sum import (
+    comp_sum,
+    comp_sum_bayes_risk,
+    h_consistency_bound,
+    h_consistency_transform,
+    margin_change,
+    minimizability_gap,
+    smooth_adversarial_comp_sum,
+)
 from jaxreg.losses.contrastive import hoc_loss
 from jaxreg.losses.coverage import confidence_factor, dco_loss, dco_sequence, dco_step
 from jaxreg.losses.decoupled_mixup import (
@@ -54,6 +63,8 @@ __all__ = [
     "calibrated_derivatives",
     "cauchy",
     "co_teaching_mask",
+    "comp_sum",
+    "comp_sum_bayes_risk",
     "confidence_factor",
     "conr",
     "consistency_self_distillation",
@@ -81,13 +92,17 @@ __all__ = [
     "ggd_quantile",
     "ggd_sample",
     "ggd_variance",
+    "h_consistency_bound",
+    "h_consistency_transform",
     "hoc_loss",
     "intrusion_loss",
     "kd_kl",
     "ldr_kl",
     "ldr_kl_bayes_probabilities",
     "log_stablemax",
+    "margin_change",
     "mdcs",
+    "minimizability_gap",
     "mixup_loss",
     "mixup_ranking",
     "mndcg",
@@ -98,6 +113,7 @@ __all__ = [
     "rescale_lambda",
     "sample_box_cox",
     "sigmoid_rampup",
+    "smooth_adversarial_comp_sum",
     "soft_cross_entropy",
     "stablemax_cross_entropy",
     "tlc_loss",

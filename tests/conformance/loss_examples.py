@@ -36,6 +36,9 @@ EXAMPLES: dict[str, dict[str, typing.Any]] = {
     "conr": {"targets": jnp.array([0.0, 0.5, 5.0, 5.5, 0.2, 9.0]), "predictions": jnp.arange(6) / 5},
     "mdcs": {"epoch": 3},
     "forget_schedule": {"step": 3, "rate": 0.4, "ramp": 10},
+    "h_consistency_bound": {"num_classes": 4},
+    "h_consistency_transform": {"num_classes": 4},
+    "minimizability_gap": {"least_risk": 1.5},
     "ggd_log_prob": {"shape": 1.5, "scale": 0.8},
     "pseudo_huber": {"c": 0.4},
     "rescale_lambda": {"weight": jnp.linspace(0.0, 1.0, SIZES["batch"])},
@@ -67,7 +70,13 @@ REFUSED: dict[str, tuple[float, ...]] = {
 TESTED_ELSEWHERE = {"GgdFit", "ggd_fit", "ggd_kurtosis", "ggd_quantile", "ggd_sample", "ggd_variance", "intrusion_loss"}
 TESTED_ELSEWHERE |= {"co_teaching_mask"}  # it compares the examples of a batch
 # ... what calls the network itself, on examples that it mixes, and what makes one loss of another.
-TESTED_ELSEWHERE |= {"adamixup_loss", "bang_finetune_loss", "expected_loss", "mixup_loss"}
+TESTED_ELSEWHERE |= {
+    "adamixup_loss",
+    "bang_finetune_loss",
+    "expected_loss",
+    "mixup_loss",
+    "smooth_adversarial_comp_sum",
+}
 
 
 def is_state(value) -> bool:
