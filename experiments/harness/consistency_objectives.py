@@ -18,6 +18,7 @@ from jaxreg.diffusion import (
     ctm_jump,
     ctm_loss,
     ctm_sample,
+    denoising_loss,
     heun_step,
     ict_loss,
     slct_loss,
@@ -157,10 +158,11 @@ def diffusion_loss(
     check_range("p_std", p_std, "(0, inf)")
     key_sigma, key_noise = jax.random.split(key)
     sigma = jnp.exp(p_mean + p_std * jax.random.normal(key_sigma, [len(x)]))
-    noise = sigma.reshape(-1, *[1] * (x.ndim - 1)) * jax.random.normal(key_noise, x.shape)
-    error = denoise(apply_fn, params, x + noise, sigma, sigma_data=sigma_data) - x
-    weight = (jnp.square(sigma) + jnp.square(sigma_data)) / jnp.square(sigma * sigma_data)
-    return weight * jnp.sum(jnp.square(error).reshape(len(x), -1), axis=-1)
+
+    def denoiser(noisy, level):
+        return denoise(apply_fn, params, noisy, level, sigma_data=sigma_data)
+
+    return denoising_loss(denoiser, key_noise, x, sigma, sigma_data=sigma_data)
 
 
 def heun_sample(denoiser: Denoiser, key: PRNGKeyArray, shape: Sequence[int], steps: int) -> Array:

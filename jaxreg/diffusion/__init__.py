@@ -10,6 +10,7 @@ from jaxreg.diffusion.consistency import (
     slct_loss,
 )
 from jaxreg.diffusion.coupling import minibatch_ot
+from jaxreg.diffusion.denoising import denoising_loss
 from jaxreg.diffusion.samplers import switch_params
 from jaxreg.diffusion.trajectory import (
     Jump,
@@ -36,6 +37,7 @@ __all__ = [
     "ctm_loss",
     "ctm_sample",
     "ctm_score",
+    "denoising_loss",
     "heun_step",
     "ict_loss",
     "minibatch_ot",

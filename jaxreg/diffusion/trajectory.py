@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxreg.diffusion.denoising import denoising_loss
 from jaxreg.diffusion.levels import per_example
 from jaxreg.losses import pseudo_huber
 from jaxreg.precision import at_least_float32
@@ -288,11 +289,11 @@ def ctm_dsm_loss(
     low, high = (jnp.asarray(sigma, jnp.float32) ** (1 / rho) for sigma in (sigma_min, sigma_max))
     upper = (high + upper_share * (low - high) * jax.random.uniform(key_upper, [len(x) - half])) ** rho
     q = jnp.concatenate([lognormal, upper])
-    wide = at_least_float32(x)
-    noisy = (wide + per_example(q, x) * jax.random.normal(key_noise, x.shape)).astype(x.dtype)
-    error = ctm_jump(apply_fn, params, noisy, q, q, sigma_data=sigma_data).denoised - wide
-    weight = (jnp.square(q) + jnp.square(sigma_data)) / jnp.square(q * sigma_data)
-    return weight * jnp.sum(jnp.square(error).reshape(len(x), -1), axis=-1)
+
+    def denoiser(noisy, level):
+        return ctm_jump(apply_fn, params, noisy, level, level, sigma_data=sigma_data).denoised
+
+    return denoising_loss(denoiser, key_noise, x, q, sigma_data=sigma_data)
 
 
 @checked
