@@ -27,5 +27,5 @@ def test_a_denoiser_that_knows_the_data_loses_nothing():
 
 
 def test_a_bad_argument_is_named():
-    with pytest.raises(ValueError, match="sigma_data must be in .*, got 0"):
+    with pytest.raises(ValueError, match=r"sigma_data must be in .*, got 0"):
         denoising_loss(lambda noisy, level: noisy, jax.random.key(1), jnp.ones([4, 3]), jnp.ones([4]), sigma_data=0)
