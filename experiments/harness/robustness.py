@@ -1,16 +1,15 @@
-"""How accurate a network is under attack."""
+"""Which examples a network tells right under attack."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxreg.robustness import pgd
 from jaxreg.typing import Array, Float, Int, PRNGKeyArray
 
 
-def pgd_accuracy(
+def pgd_correct(
     apply_fn: Callable[[Any, Any], Any],
     params: Any,
     images: Float[Array, "examples features"],
@@ -20,7 +19,7 @@ def pgd_accuracy(
     epsilon: float,
     steps: int = 20,
 ) -> jax.Array:
-    """Accuracy on images in [0, 1] after l-infinity PGD on the cross-entropy, with steps of a tenth of the radius.
+    """Which images in [0, 1] are told right after l-infinity PGD on the cross-entropy, in steps of a tenth of the radius.
 
     Args:
         apply_fn: from parameters and images to logits.
@@ -34,4 +33,4 @@ def pgd_accuracy(
     attacked = pgd(
         apply_fn, params, images, labels, key, epsilon=epsilon, step_size=epsilon / 10, steps=steps, bounds=(0.0, 1.0)
     )
-    return jnp.mean(apply_fn(params, attacked).argmax(-1) == labels)
+    return apply_fn(params, attacked).argmax(-1) == labels

@@ -163,7 +163,9 @@ def pgd(
 
     values = jax.eval_shape(lambda x: losses(x)[1], centre)
     nothing = centre, jnp.full(values.shape, -jnp.inf, values.dtype)
-    (worst, _), _ = jax.lax.scan(restart, nothing, jax.random.split(key, restarts))
+    keys = jax.random.split(key, restarts)
+    # A loop of one would only take longer to compile.
+    (worst, _), _ = restart(nothing, keys[0]) if restarts == 1 else jax.lax.scan(restart, nothing, keys)
     return jax.lax.stop_gradient(worst).astype(inputs.dtype)
 
 
