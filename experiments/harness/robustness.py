@@ -19,7 +19,7 @@ def pgd_correct(
     epsilon: float,
     steps: int = 20,
 ) -> jax.Array:
-    """Which images in [0, 1] are told right after l-infinity PGD on the cross-entropy, in steps of a tenth of the radius.
+    """Which images in [0, 1] are right after l-infinity PGD on the cross-entropy, in steps of a tenth of its radius.
 
     Args:
         apply_fn: from parameters and images to logits.
