@@ -1,5 +1,6 @@
 """Augmentation, mixing and sampling of training data."""
 
+from jaxreg.data.generative_augmentation import GaussianGenerator, augment, fit_class_gaussian, sample_generator
 from jaxreg.data.mixing import (
     Mixup,
     PolicyInterval,
@@ -16,11 +17,14 @@ from jaxreg.data.online import SeaLosses, sea_losses
 from jaxreg.data.synthetic import gaussian_ring, multi_color, ring_denoiser, ring_means, two_moons
 
 __all__ = [
+    "GaussianGenerator",
     "Mixup",
     "ModularTable",
     "PolicyInterval",
     "SeaLosses",
     "SelfMix",
+    "augment",
+    "fit_class_gaussian",
     "gaussian_ring",
     "mix",
     "mixup",
@@ -31,6 +35,7 @@ __all__ = [
     "policy_interval",
     "ring_denoiser",
     "ring_means",
+    "sample_generator",
     "sample_policy",
     "sea_losses",
     "self_mix",

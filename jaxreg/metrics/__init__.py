@@ -20,6 +20,7 @@ from jaxreg.metrics.dynamical_stability import (
     trace_bound,
 )
 from jaxreg.metrics.ensembles import false_false_true, prediction_variance
+from jaxreg.metrics.generalization import expected_gaussian_gap, generalization_gap
 from jaxreg.metrics.gradient_conflict import gradient_cosine
 from jaxreg.metrics.intrusion import intrusion_rate
 from jaxreg.metrics.lr_sensitivity import extrapolate_instability, lr_sensitivity, max_attention_logit
@@ -80,12 +81,14 @@ __all__ = [
     "energy_distance",
     "excess_aurc",
     "expected_calibration_error",
+    "expected_gaussian_gap",
     "extrapolate_instability",
     "false_false_true",
     "fit_ultra_slow",
     "frechet_distance",
     "frobenius_bound",
     "gauss_newton_features",
+    "generalization_gap",
     "gradient_cosine",
     "hessian_frobenius",
     "hessian_trace",
