@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jaxreg import penalties as penalties
     from jaxreg import robustness as robustness
     from jaxreg import schedules as schedules
+    from jaxreg import structured as structured
     from jaxreg import uncertainty as uncertainty
     from jaxreg import unlearning as unlearning
     from jaxreg import weights as weights
@@ -39,6 +40,7 @@ _SUBPACKAGES = (
     "penalties",
     "robustness",
     "schedules",
+    "structured",
     "uncertainty",
     "unlearning",
     "weights",
