@@ -43,6 +43,14 @@ from jaxreg.losses.long_tail import consistency_self_distillation, diversity_los
 from jaxreg.losses.mixture_ranking import mixup_ranking, mndcg
 from jaxreg.losses.mixup import bang_finetune_loss, mixup_loss
 from jaxreg.losses.noisy_labels import ElrState, elr, elr_init, elr_plus, elr_plus_targets, sigmoid_rampup
+from jaxreg.losses.noisy_segmentation import (
+    LearningCurve,
+    correct_labels,
+    correction_due,
+    fit_learning_curve,
+    learning_slowdown,
+    multiscale_jsd,
+)
 from jaxreg.losses.robust_regression import cauchy, pseudo_huber
 from jaxreg.losses.self_distillation import PskdState, pskd, pskd_gradient_scale, pskd_init
 from jaxreg.losses.soft_targets import expected_loss, soft_cross_entropy
@@ -53,6 +61,7 @@ __all__ = [
     "AldrState",
     "ElrState",
     "GgdFit",
+    "LearningCurve",
     "PskdState",
     "adamixup_loss",
     "adapt_soft_labels",
@@ -68,6 +77,8 @@ __all__ = [
     "confidence_factor",
     "conr",
     "consistency_self_distillation",
+    "correct_labels",
+    "correction_due",
     "dco_loss",
     "dco_sequence",
     "dco_step",
@@ -84,6 +95,7 @@ __all__ = [
     "ensloss",
     "expected_loss",
     "exponential_evidence",
+    "fit_learning_curve",
     "flexible_evidential",
     "forget_schedule",
     "ggd_fit",
@@ -99,6 +111,7 @@ __all__ = [
     "kd_kl",
     "ldr_kl",
     "ldr_kl_bayes_probabilities",
+    "learning_slowdown",
     "log_stablemax",
     "margin_change",
     "mdcs",
@@ -106,6 +119,7 @@ __all__ = [
     "mixup_loss",
     "mixup_ranking",
     "mndcg",
+    "multiscale_jsd",
     "pseudo_huber",
     "pskd",
     "pskd_gradient_scale",

@@ -42,6 +42,7 @@ from jaxreg.metrics.reliable import (
 from jaxreg.metrics.retrieval import average_accuracy, average_compatibility, compatibility_matrix, compatible_pairs
 from jaxreg.metrics.river_valley import RiverProgress, river_progress, river_valley_loss
 from jaxreg.metrics.roc import auroc
+from jaxreg.metrics.segmentation import class_iou
 from jaxreg.metrics.softmax_collapse import collapse_fraction, nlm_alignment
 from jaxreg.metrics.telemetry import Telemetry, TelemetryState, read_telemetry, telemetry, telemetry_init
 from jaxreg.metrics.two_sample import energy_distance, frechet_distance, mean_distance
@@ -70,6 +71,7 @@ __all__ = [
     "average_accuracy",
     "average_compatibility",
     "bias_variance",
+    "class_iou",
     "collapse_fraction",
     "compatibility_matrix",
     "compatible_pairs",

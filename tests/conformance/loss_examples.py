@@ -19,7 +19,18 @@ import numpy as np
 from jaxreg import losses
 from jaxreg.typing import ScalarLike
 
-SIZES = {"batch": 5, "classes": 4, "examples": 9, "experts": 3, "features": 3, "items": 6, "length": 3, "mixtures": 3}
+SIZES = {
+    "batch": 5,
+    "classes": 4,
+    "examples": 9,
+    "experts": 3,
+    "height": 4,
+    "width": 4,
+    "features": 3,
+    "items": 6,
+    "length": 3,
+    "mixtures": 3,
+}
 BATCH = SIZES["batch"]
 
 # Arguments that a signature does not tell: function -> argument -> value.
@@ -34,7 +45,9 @@ EXAMPLES: dict[str, dict[str, typing.Any]] = {
     "ensloss": {"key": jax.random.key(0), "labels": jnp.arange(SIZES["items"]) % 2},
     "calibrated_derivatives": {"key": jax.random.key(0)},
     "conr": {"targets": jnp.array([0.0, 0.5, 5.0, 5.5, 0.2, 9.0]), "predictions": jnp.arange(6) / 5},
+    "correct_labels": {"due": jnp.array([False, True, False, True])},
     "mdcs": {"epoch": 3},
+    "multiscale_jsd": {"scale_logits": jnp.sin(jnp.arange(3.0 * 5 * 4 * 4 * 4)).reshape(3, 5, 4, 4, 4)},
     "forget_schedule": {"step": 3, "rate": 0.4, "ramp": 10},
     "h_consistency_bound": {"num_classes": 4},
     "h_consistency_transform": {"num_classes": 4},
@@ -68,6 +81,7 @@ REFUSED: dict[str, tuple[float, ...]] = {
 
 # Their tests are those of their module: what a loss is made of, measured on samples, drawn, or without examples ...
 TESTED_ELSEWHERE = {"GgdFit", "ggd_fit", "ggd_kurtosis", "ggd_quantile", "ggd_sample", "ggd_variance", "intrusion_loss"}
+TESTED_ELSEWHERE |= {"LearningCurve", "correction_due", "fit_learning_curve", "learning_slowdown", "sample_box_cox"}
 TESTED_ELSEWHERE |= {"co_teaching_mask"}  # it compares the examples of a batch
 # ... what calls the network itself, on examples that it mixes, and what makes one loss of another.
 TESTED_ELSEWHERE |= {
