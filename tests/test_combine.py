@@ -13,18 +13,13 @@ from experiments.harness.consistency_settings import DataSettings, NetworkSettin
 from experiments.harness.consistency_training import ConsistencyTraining
 from experiments.harness.run_settings import DeviceSettings
 from experiments.harness.training_run import take_directory
-from tests.training_processes import configured
 
 SMALL = "--devices 1 --layers 1 --width 16 --heads 2 --hidden 16 --context 16 --batch 8 --validation-batches 1"
 ONE = DeviceSettings(devices=1)
 OPTIONS = dict(search_batches=1, report_batches=1, devices=1)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """To compile takes longer here than to compute."""
-    with configured(jax_disable_most_optimizations=True):
-        yield
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from experiments.harness.consistency_training import ConsistencyTraining
 from experiments.harness.journal import METRICS, read_journal
 from experiments.harness.run_settings import DeviceSettings
 from experiments.harness.training_run import CONFIG, read_settings
-from tests.training_processes import Process, compilation_cache, configured
+from tests.training_processes import Process, compilation_cache
 
 SMALL = "--data ring --devices 1 --width 8 --layers 1 --batch 16 --evaluation-samples 32"
 STEPS = 60
@@ -38,9 +38,9 @@ def last_state(workdir):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Many runs here are of the same programs, and to compile takes longer than to compute."""
-    with compilation_cache(tmp_path_factory.mktemp("compiled")), configured(jax_disable_most_optimizations=True):
+def compiled_once(quick_compilation, tmp_path_factory):
+    """Many runs here are of the same programs."""
+    with compilation_cache(tmp_path_factory.mktemp("compiled")):
         yield
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 
 from experiments.harness.journal import METRICS
+from tests.jax_options import configured
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,19 +21,6 @@ def compilation_cache(directory):
     names = {"jax_compilation_cache_dir": str(directory), "jax_persistent_cache_min_compile_time_secs": 0.1}
     with configured(**names):
         yield
-
-
-@contextlib.contextmanager
-def configured(**options):
-    """JAX with other options, for a while."""
-    before = {name: jax.config.values[name] for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
 
 
 class Process:

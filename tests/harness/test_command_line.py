@@ -12,14 +12,6 @@ import pytest
 import experiments.__main__ as command_line
 from experiments.harness import measure as measuring
 from experiments.harness import registry, results
-from tests.training_processes import configured
-
-
-@pytest.fixture
-def quick_compilation():
-    """Compiling is most of a short run: without most optimizations it takes half the time, and running a bit more."""
-    with configured(jax_disable_most_optimizations=True):
-        yield
 
 
 def test_an_unknown_slug_suggests_near_matches(capsys):

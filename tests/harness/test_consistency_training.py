@@ -11,16 +11,11 @@ from experiments.harness.consistency_settings import RECIPES, NetworkSettings, S
 from experiments.harness.consistency_training import ConsistencyTraining
 from experiments.harness.run_settings import DeviceSettings, from_json
 from jaxreg.diffusion import consistency_sample
-from tests.training_processes import configured
 
 ONE = DeviceSettings(devices=1)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_haste():
-    """To compile takes longer than to compute."""
-    with configured(jax_disable_most_optimizations=True):
-        yield
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def settings(objective="ict", *, data="ring", batch=16, network=None, **optimization):

@@ -10,7 +10,7 @@ from experiments.harness.examples import _points, as_floats, open_examples
 from experiments.harness.frechet import SPLIT_SEED
 from jaxreg.data import gaussian_ring, two_moons
 from jaxreg.metrics import energy_distance
-from tests.training_processes import configured
+from tests.jax_options import configured
 
 
 def write(tmp_path, images):

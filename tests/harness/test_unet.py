@@ -4,17 +4,12 @@ import numpy as np
 import pytest
 
 from experiments.harness.unet import LAST_LAYER, UNet, UNetBlock
-from tests.training_processes import configured
 
 X = jax.random.normal(jax.random.key(0), [3, 4, 8, 2])
 LEVEL = jnp.linspace(-1.0, 1.0, 3)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_haste():
-    """To compile takes longer than to compute."""
-    with configured(jax_disable_most_optimizations=True):
-        yield
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 MODULE = UNet(8, (1, 2), 1, attention=(4,), head_width=4)
