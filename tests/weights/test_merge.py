@@ -15,6 +15,7 @@ from jaxreg.weights import (
     pcb_population,
     pcb_scores,
 )
+from tests.weights.small_models import model
 
 
 def reference_scores(tau, ratio, q, inter):
@@ -126,18 +127,6 @@ def test_many_tasks_do_not_overflow():
     scores = pcb_scores(vectors(150), ratio=0.1)
     assert jnp.isfinite(scores).all()
     np.testing.assert_allclose(scores.max(1), 1.0, rtol=1e-6)
-
-
-def model(seed, dtype=jnp.float32, batch=()):
-    rng = np.random.default_rng(seed)
-    return {
-        "dense": {
-            "kernel": rng.normal(size=[*batch, 6, 5]).astype(dtype),
-            "bias": rng.normal(size=[*batch, 5]).astype(dtype),
-        },
-        "scale": np.asarray(rng.normal(size=batch), dtype),
-        "count": np.full(batch, seed),
-    }
 
 
 def test_combinations_of_the_parts_are_merges():

@@ -6,18 +6,7 @@ import numpy as np
 import pytest
 
 from jaxreg.weights import add_task_vector, flatten_stack, task_vector
-
-
-def model(seed, dtype=jnp.float32, batch=()):
-    rng = np.random.default_rng(seed)
-    return {
-        "dense": {
-            "kernel": rng.normal(size=[*batch, 6, 5]).astype(dtype),
-            "bias": rng.normal(size=[*batch, 5]).astype(dtype),
-        },
-        "scale": np.asarray(rng.normal(size=batch), dtype),
-        "count": np.full(batch, seed),
-    }
+from tests.weights.small_models import model
 
 
 def test_flatten_stack_round_trip():
