@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxreg.axes import per_example
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, Int, PRNGKeyArray, ScalarLike, checked
 from jaxreg.validation import check_range
@@ -125,8 +126,7 @@ def mix(
     """
     check_range("weight", weight, "[0, 1]")
     wide = at_least_float32(values)
-    weight = jnp.asarray(weight)
-    weight = weight.reshape(weight.shape + (1,) * (wide.ndim - weight.ndim))
+    weight = per_example(jnp.asarray(weight), wide)
     return (weight * wide + (1 - weight) * wide[partner]).astype(values.dtype)
 
 

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxreg.axes import per_example
 from jaxreg.diffusion.coupling import minibatch_ot
-from jaxreg.diffusion.levels import per_example
 from jaxreg.losses import cauchy, pseudo_huber
 from jaxreg.precision import at_least_float32
 from jaxreg.schedules import adaptive_c, doubling_steps, karras_index, karras_sigma

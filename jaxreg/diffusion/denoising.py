@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxreg.diffusion.levels import per_example
+from jaxreg.axes import per_example
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, PRNGKeyArray, ScalarLike, checked
 from jaxreg.validation import check_range

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxreg.axes import per_example
 from jaxreg.diffusion.denoising import denoising_loss
-from jaxreg.diffusion.levels import per_example
 from jaxreg.losses import pseudo_huber
 from jaxreg.precision import at_least_float32
 from jaxreg.schedules import karras_sigma

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxreg.axes import per_example
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, PRNGKeyArray, PyTree, ScalarLike, checked
 from jaxreg.validation import check_range
@@ -148,7 +149,7 @@ def pgd(
 
     def keep_worse(x, values, worst, worst_values):
         worse = values > worst_values
-        return jnp.where(_over_features(worse, x), x, worst), jnp.where(worse, values, worst_values)
+        return jnp.where(per_example(worse, x), x, worst), jnp.where(worse, values, worst_values)
 
     def step(carry, _):
         x, worst, worst_values = carry
@@ -219,10 +220,6 @@ def _into_bounds(x, bounds):
     return x if bounds is None else jnp.clip(x, *bounds)
 
 
-def _over_features(per_example, x):
-    return per_example.reshape(per_example.shape + (1,) * (x.ndim - per_example.ndim))
-
-
 def _length(x):
     squared = jnp.sum(jnp.square(x), axis=range(1, x.ndim), keepdims=True)
     # The gradient of the root is infinite at zero.
@@ -251,4 +248,4 @@ def _start(key, centre, epsilon, norm, random_start):
     direction = _steepest(jax.random.normal(key_direction, centre.shape, centre.dtype), norm)
     features = centre.size // max(len(centre), 1)
     radius = jax.random.uniform(key_radius, (len(centre),), centre.dtype) ** (1 / max(features, 1))
-    return epsilon * _over_features(radius, centre) * direction
+    return epsilon * per_example(radius, centre) * direction
