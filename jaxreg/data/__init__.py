@@ -1,6 +1,7 @@
 """Augmentation, mixing and sampling of training data."""
 
 from jaxreg.data.generative_augmentation import GaussianGenerator, augment, fit_class_gaussian, sample_generator
+from jaxreg.data.gradient_matching import dc_loss, dcc_loss, dcc_schedule, match_distance, replay_union
 from jaxreg.data.mixing import (
     Mixup,
     PolicyInterval,
@@ -24,8 +25,12 @@ __all__ = [
     "SeaLosses",
     "SelfMix",
     "augment",
+    "dc_loss",
+    "dcc_loss",
+    "dcc_schedule",
     "fit_class_gaussian",
     "gaussian_ring",
+    "match_distance",
     "mix",
     "mixup",
     "modular_table",
@@ -33,6 +38,7 @@ __all__ = [
     "noisy_modular",
     "policy_blend",
     "policy_interval",
+    "replay_union",
     "ring_denoiser",
     "ring_means",
     "sample_generator",

@@ -23,6 +23,7 @@ from jaxreg.metrics.ensembles import false_false_true, prediction_variance
 from jaxreg.metrics.generalization import expected_gaussian_gap, generalization_gap
 from jaxreg.metrics.gradient_conflict import gradient_cosine
 from jaxreg.metrics.intrusion import intrusion_rate
+from jaxreg.metrics.kernel_dynamics import kernel_velocity, tangent_kernel
 from jaxreg.metrics.lr_sensitivity import extrapolate_instability, lr_sensitivity, max_attention_logit
 from jaxreg.metrics.mask_spread import mask_spread
 from jaxreg.metrics.memorization import LabelOutcomes, early_learning_alignment, label_outcomes
@@ -100,6 +101,7 @@ __all__ = [
     "intrusion_rate",
     "ipr",
     "iqm",
+    "kernel_velocity",
     "klom",
     "label_outcomes",
     "lanczos_top_eigenvalue",
@@ -128,6 +130,7 @@ __all__ = [
     "sgd_stability_operator",
     "static_regret",
     "stratified_bootstrap",
+    "tangent_kernel",
     "telemetry",
     "telemetry_init",
     "top_eigenvalue",
