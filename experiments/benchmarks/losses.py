@@ -68,6 +68,8 @@ class Loss(NamedTuple):
 
 LOSSES: Mapping[str, Loss] = {
     "cross_entropy": Loss(lambda x, g: optax.softmax_cross_entropy_with_integer_labels(x, g.labels)),
+    "comp_sum": Loss(lambda x, g: losses.comp_sum(x, g.labels)),
+    "comp_sum, tau 1.7": Loss(lambda x, g: losses.comp_sum(x, g.labels, tau=1.7)),
     "ldr_kl": Loss(lambda x, g: losses.ldr_kl(x, g.labels)),
     "ldr_kl, raw logits": Loss(lambda x, g: losses.ldr_kl(x, g.labels, normalize=None)),
     "aldr_kl": Loss(
