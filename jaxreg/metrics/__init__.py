@@ -28,6 +28,12 @@ from jaxreg.metrics.lr_sensitivity import extrapolate_instability, lr_sensitivit
 from jaxreg.metrics.mask_spread import mask_spread
 from jaxreg.metrics.memorization import LabelOutcomes, early_learning_alignment, label_outcomes
 from jaxreg.metrics.periodicity import ipr, neuron_ipr
+from jaxreg.metrics.propagation_tightness import (
+    initial_tightness,
+    linear_tightness,
+    propagation_tightness,
+    sign_condition,
+)
 from jaxreg.metrics.regret import SeaQuantities, dynamic_regret, path_length, sea_quantities, static_regret
 from jaxreg.metrics.reliable import (
     Interval,
@@ -97,6 +103,7 @@ __all__ = [
     "hessian_trace",
     "hessian_vector_product",
     "hutchinson_trace",
+    "initial_tightness",
     "interval",
     "intrusion_rate",
     "ipr",
@@ -105,6 +112,7 @@ __all__ = [
     "klom",
     "label_outcomes",
     "lanczos_top_eigenvalue",
+    "linear_tightness",
     "lr_sensitivity",
     "margin",
     "mask_spread",
@@ -123,11 +131,13 @@ __all__ = [
     "performance_profile",
     "prediction_variance",
     "probability_of_improvement",
+    "propagation_tightness",
     "read_telemetry",
     "river_progress",
     "river_valley_loss",
     "sea_quantities",
     "sgd_stability_operator",
+    "sign_condition",
     "static_regret",
     "stratified_bootstrap",
     "tangent_kernel",
