@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jaxreg import metrics as metrics
     from jaxreg import optim as optim
     from jaxreg import penalties as penalties
+    from jaxreg import rl as rl
     from jaxreg import robustness as robustness
     from jaxreg import schedules as schedules
     from jaxreg import structured as structured
@@ -38,6 +39,7 @@ _SUBPACKAGES = (
     "metrics",
     "optim",
     "penalties",
+    "rl",
     "robustness",
     "schedules",
     "structured",

@@ -40,7 +40,7 @@ CLAIM = Claim(
     ),
     method="conr",
     baselines=("l1", "l1_weighted"),
-    grid={"learning_rate": (1e-3, 3e-3, 1e-2)},
+    grid={"learning_rate": (1e-3, 3e-3, 1e-2, 3e-2)},
     beside=(
         Comparison("ConR on the weighted loss, against that", baselines=("l1_weighted",), method="conr_weighted"),
         Comparison("the temperature of the authors' code, 0.07", settings={"temperature": 0.07}),

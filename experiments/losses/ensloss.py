@@ -34,11 +34,11 @@ CLAIM = Claim(
     relative=False,
     method="ensloss",
     baselines=("logistic", "hinge", "exponential"),
-    grid={"learning_rate": (1e-3, 4e-3, 1.6e-2, 6.4e-2)},
+    grid={"learning_rate": (2.5e-4, 1e-3, 4e-3, 1.6e-2)},
     beside=(
         Comparison("the Box-Cox parameter drawn anew every 10 epochs", method="ensloss_box_cox"),
         Comparison(
-            "all at the largest learning rate, where every label is learned", settings={"learning_rate": 6.4e-2}
+            "all at learning rate 0.064, where every label is learned", settings={"learning_rate": 6.4e-2}
         ),
     ),
     steps=1000,

@@ -51,7 +51,7 @@ CLAIM = Claim(
     ),
     method="mdcs",
     baselines=("balanced",),
-    grid={"learning_rate": (1e-3, 3e-3, 1e-2)},
+    grid={"learning_rate": (1e-3, 3e-3, 1e-2, 3e-2)},
     beside=(
         Comparison("diverse exponents only", method="only_diverse"),
         Comparison("consistency only", method="only_consistent"),

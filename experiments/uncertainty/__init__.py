@@ -1,0 +1,1 @@
+"""Claims about predictions that say how much they can be trusted."""
