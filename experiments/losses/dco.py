@@ -52,11 +52,16 @@ CLAIM = Claim(
         "cross_entropy_tempered": ("trained", {"n": 1.0, "tempered": 1.0}),
         "dco": ("trained", {"n": float(DRAWS), "tempered": 0.0}),
     },
-    grid={"learning_rate": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)},
+    grid={"learning_rate": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)},
     beside=(
         Comparison("cross-entropy at the best temperature for coverage", baselines=("cross_entropy_tempered",)),
         Comparison("both at learning rate 1e-3", settings={"learning_rate": 1e-3}),
     ),
+    finding="Chosen by coverage of held-out noisy labels, cross-entropy takes a learning rate so small that it is "
+    "never sure of anything, which is early stopping by other means: it then covers 1.9 points more of the "
+    "clean labels than DCO. DCO covers more of the held-out noisy labels (92.1% against 90.8%), those it was "
+    "trained for. At the learning rate 1e-3 for both, the case of a fixed recipe, cross-entropy loses 5.7 "
+    "points of coverage after its peak and ends 4.7 below DCO, as published.",
     steps=2000,
     seeds=16,
 )

@@ -59,6 +59,10 @@ CLAIM = Claim(
         Comparison("against hard labels, smoothed", baselines=("label_smoothing",)),
         Comparison("FerKD with SelfMix against without", method="ferkd_self_mix", baselines=("ferkd",)),
     ),
+    finding="The teacher has learned from such crops itself, so its labels are rightly unsure where a crop shows "
+    "little: it is right on 59% of them, and a student of all its labels gets as accurate as the teacher. "
+    "FerKD leaves out 28% of the crops and gives 18% their labels back, which ends where smoothed hard labels "
+    "do.",
     steps=1500,
     smoke_sizes={"teacher_steps": 2},
     seeds=16,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.harness import data, models
-from experiments.harness.claim import Claim, Comparison, Criterion
+from experiments.harness.claim import Claim, Criterion
 from experiments.harness.training import train
 from jaxreg.losses import pskd, pskd_init
 from jaxreg.metrics import aurc, expected_calibration_error
@@ -19,7 +19,7 @@ from jaxreg.schedules import pskd_alpha
 NOISE = 0.15
 TRAIN, HELD_OUT, BATCH, CLASSES = 300, 300, 50, 10
 STEPS_PER_EPOCH = TRAIN // BATCH
-RATES = {"learning_rate": (0.01, 0.03, 0.1)}
+RATES = {"learning_rate": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)}
 
 CLAIM = Claim(
     slug="ps_kd",
@@ -51,11 +51,14 @@ CLAIM = Claim(
         "label_smoothing": ("fixed_targets", {"weight_decay": 5e-4}),
     },
     arm_grid={
-        "cross_entropy": {**RATES, "weight_decay": (5e-4, 5e-3, 2e-2)},
-        "label_smoothing": {**RATES, "smoothing": (0.1, 0.2, 0.4)},
+        "cross_entropy": {**RATES, "weight_decay": (5e-3, 2e-2, 5e-2)},
+        "label_smoothing": {**RATES, "smoothing": (0.4, 0.8, 0.95)},
         "ps_kd": {**RATES, "final": (0.5, 0.7, 0.9)},
     },
-    beside=(Comparison("learning rate 0.1", settings={"learning_rate": 0.1}),),
+    finding="Chosen by accuracy on noisy labels, every arm is regularized until it is far less sure (68% on average) "
+    "than accurate (91%) on clean labels: no overconfidence is left to cure. PS-KD's calibration error is "
+    "0.01 to 0.02 below that of cross-entropy with weight decay, at about the same accuracy. Label smoothing "
+    "gets 2.5 points more accurate than both, with a smoothing of 0.8 that ruins calibration.",
     steps=60 * STEPS_PER_EPOCH,
     seeds=16,
 )
@@ -88,10 +91,12 @@ def run(key, arm, *, learning_rate, steps, weight_decay=5e-4, smoothing=0.0, fin
     def figures(params, state):
         probabilities = jax.nn.softmax(model.apply(params, split.test_x))
         correct = probabilities.argmax(-1) == split.test_y
+        held_out = jax.nn.softmax(model.apply(params, split.train_x[TRAIN:]))
         return {
             "ece": expected_calibration_error(probabilities, split.test_y),
             "accuracy": jnp.mean(correct),
-            "held_out_accuracy": jnp.mean(model.apply(params, split.train_x[TRAIN:]).argmax(-1) == noisy[TRAIN:]),
+            "held_out_accuracy": jnp.mean(held_out.argmax(-1) == noisy[TRAIN:]),
+            "held_out_ece": expected_calibration_error(held_out, noisy[TRAIN:]),
             "nll": -jnp.mean(jnp.log(probabilities[jnp.arange(len(correct)), split.test_y] + 1e-12)),
             "aurc": aurc(probabilities.max(-1), correct),
             "confidence": jnp.mean(probabilities.max(-1)),
