@@ -6,9 +6,11 @@ from jaxreg.robustness.ibp import interval_conv, interval_dense, interval_relu, 
 from jaxreg.robustness.interval_bounds import NetworkBounds, interval_bounds, network_bounds
 from jaxreg.robustness.interval_rules import Bounds
 from jaxreg.robustness.margin_attack import margin_pgd
+from jaxreg.robustness.mtard import MtardState, mtard_init, mtard_update
 
 __all__ = [
     "Bounds",
+    "MtardState",
     "NetworkBounds",
     "fast_ibp_loss",
     "fgsm",
@@ -18,6 +20,8 @@ __all__ = [
     "interval_dense",
     "interval_relu",
     "margin_pgd",
+    "mtard_init",
+    "mtard_update",
     "network_bounds",
     "pgd",
     "project_to_ball",
