@@ -25,14 +25,23 @@ def identity(outputs, targets):
     return outputs
 
 
-@functools.partial(jax.jit, static_argnames=["norm", "random_start", "steps"])
 def linear_pgd(w, x, *, epsilon=0.3, low=-9.0, high=9.0, norm="linf", random_start="uniform", steps=40):
+    """One program for all radii and bounds."""
+    return _linear_pgd(w, x, epsilon, low, high, norm, random_start, steps)
+
+
+@functools.partial(jax.jit, static_argnums=(5, 6, 7))
+def _linear_pgd(w, x, epsilon, low, high, norm, random_start, steps):
     options = dict(norm=norm, random_start=random_start, steps=steps, step_size=0.2, bounds=(low, high))
     return pgd(score, w, x, None, KEY, epsilon=epsilon, loss_fn=identity, **options)
 
 
-@functools.partial(jax.jit, static_argnames=["norm"])
 def linear_fgsm(w, x, *, norm="linf", low=-9.0, high=9.0):
+    return _linear_fgsm(w, x, low, high, norm)
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _linear_fgsm(w, x, low, high, norm):
     return fgsm(score, w, x, None, epsilon=0.3, norm=norm, loss_fn=identity, bounds=(low, high))
 
 
