@@ -44,13 +44,15 @@ def render_shapes(
     Returns:
         The images and labels.
     """
-    keys = jax.random.split(key, 6)
-    centre = jax.random.uniform(keys[0], [count, 3, 2], minval=side / 5, maxval=side - 1 - side / 5)
-    radius = jax.random.uniform(keys[1], [count, 3, 1, 1], minval=side / 6, maxval=side / 4)
-    amount = jax.random.randint(keys[2], [count, 3, 1, 1], shift[0], shift[1] + 1)
-    sign = jax.random.rademacher(keys[3], [count, 3, 1, 1])
+    key_objects, key_colors, key_pixels = jax.random.split(key, 3)
+    # One draw for all that is uniform: to compile a draw takes longer than to make it.
+    drawn = jnp.moveaxis(jax.random.uniform(key_objects, [count, 3, 5]), -1, 0)[..., None, None]
+    y, x = side / 5 + drawn[:2] * (0.6 * side - 1)
+    radius = side / 6 + drawn[2] * side / 12
+    amount = jnp.floor(shift[0] + drawn[3] * (shift[1] + 1 - shift[0]))
+    sign = jnp.where(drawn[4] < 0.5, -1, 1)
     row, column = jnp.meshgrid(jnp.arange(side), jnp.arange(side), indexing="ij")
-    y, x = jnp.abs(row - centre[..., :1, None]), jnp.abs(column - centre[..., 1:, None])
+    y, x = jnp.abs(row - y), jnp.abs(column - x)
     disc, square, diamond = jnp.hypot(y, x), jnp.maximum(y, x), (y + x) / jnp.sqrt(2.0)
     from_centre = jnp.stack([disc[:, 0], square[:, 1], diamond[:, 2]], axis=1)
 
@@ -58,8 +60,8 @@ def render_shapes(
         return jnp.max(jnp.where(from_centre <= radius, jnp.arange(1, CLASSES)[:, None, None], 0), axis=1)
 
     labels = classes(radius)
-    color = _COLORS + noise / 2 * jax.random.normal(keys[4], [count, CLASSES, 3])
+    color = _COLORS + noise / 2 * jax.random.normal(key_colors, [count, CLASSES, 3])
     is_class = jax.nn.one_hot(labels, CLASSES)
     images = jnp.einsum("nhwk,nkc->nhwc", is_class, color)
-    images += noise * jax.random.normal(keys[5], images.shape)
+    images += noise * jax.random.normal(key_pixels, images.shape)
     return Shapes(images, labels, classes(radius + sign * amount))

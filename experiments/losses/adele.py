@@ -57,8 +57,9 @@ class Segmenter(nn.Module):
 
 def run(key, arm, *, learning_rate, steps, correct_epoch=40, train_images=TRAIN, test_images=TEST):
     """Trains one network for so many epochs; the score is the mean IoU on clean images."""
-    key_train, key_test, key_init, key_order = jax.random.split(key, 4)
-    shapes, test = render_shapes(key_train, train_images, side=SIDE), render_shapes(key_test, test_images, side=SIDE)
+    key_shapes, key_init, key_order = jax.random.split(key, 3)
+    rendered = render_shapes(key_shapes, train_images + test_images, side=SIDE)
+    shapes, test = (jax.tree.map(part, rendered) for part in (lambda x: x[:train_images], lambda x: x[train_images:]))
     model = Segmenter()
     params = model.init(key_init, shapes.images)
     optimizer = optax.adam(learning_rate)
