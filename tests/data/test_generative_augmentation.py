@@ -129,12 +129,20 @@ class TestGap:
     def test_expected_gap_is_what_simulations_find(self):
         """Also that dividing the variance by m instead of m - 1 takes most of the gain away."""
         simulate = jax.jit(self.simulate, static_argnums=0)
-        for g, part in [(0, 1.0), (30, 1.0), (30, (self.M - 1) / self.M)]:
+        for g, part in [(30, 1.0), (30, (self.M - 1) / self.M)]:
             gaps = np.asarray(simulate(g, part))
             error = gaps.std() / len(gaps) ** 0.5
             expected = self.by_sums_of_squares(g, part)
             assert abs(gaps.mean() - expected) < 4 * error
             assert error < 0.04 * expected
+
+    def test_without_generated_data_simulations_find_d_over_m(self):
+        """In units of sigma^2 / 2: the spread around theta of new points and of those that it is the mean of."""
+        noise = np.random.default_rng(1).normal(size=(20000, self.M, self.D))
+        theta = noise.mean(1)
+        new = self.D + (theta**2).sum(-1)
+        own = ((noise - theta[:, None]) ** 2).sum(-1).mean(-1)
+        np.testing.assert_allclose((new - own).mean() / 2, expected_gaussian_gap(self.D, self.M), rtol=0.02)
 
     @pytest.mark.parametrize("g", [0, 1, 5, 30, 1000])
     def test_closed_form_equals_the_sums_of_squares(self, g):

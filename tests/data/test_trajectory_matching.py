@@ -87,15 +87,18 @@ def test_balance(start, value):
     np.testing.assert_allclose(balance_factor(start, max_start=25), value, rtol=1e-5)
 
 
+perturbed = jax.jit(perturb_weights)
+
+
 class TestPerturbation:
     PARAMS = {"a": jnp.asarray(RNG.normal(size=(40, 50)), jnp.float32), "b": jnp.ones(3000), "c": jnp.zeros(4)}
 
     def test_without_alpha_nothing_changes(self):
-        same = perturb_weights(jax.random.key(0), self.PARAMS, alpha=0.0)
+        same = perturbed(jax.random.key(0), self.PARAMS, alpha=0.0)
         jax.tree.map(np.testing.assert_array_equal, same, self.PARAMS)
 
     def test_relative_changes_have_the_length_alpha(self):
-        moved = perturb_weights(jax.random.key(0), self.PARAMS, alpha=0.3)
+        moved = perturbed(jax.random.key(0), self.PARAMS, alpha=0.3)
         for name in ("a", "b"):
             change = np.asarray(moved[name] / self.PARAMS[name] - 1)
             np.testing.assert_allclose(np.linalg.norm(change), 0.3, rtol=1e-2)
