@@ -4,7 +4,7 @@ Mixup labels A what it mixes from both ends, also where B lies. AdaMixUp learns 
 batches of 64; AdaMixUp adds as many mixtures, and 64 further real points for its discriminator. Each task has its own
 learning rate, chosen on held-out examples. The three blobs are equally likely, which the card leaves open. Mixtures in
 the middle then mostly have the right label all the same, for pairs of two middles are more than pairs of both ends with
-a weight near a half. Reported beside the verdict is a middle with a tenth of the points, where the wrong label prevails.
+a weight near a half. Beside the verdict stands a middle with a tenth of the points, where the wrong label prevails.
 """
 
 import jax
