@@ -109,8 +109,8 @@ class TestGap:
         mean = np.full(self.D, 0.5)
 
         def gap(key):
-            key_label, key_noise, key_generated = jax.random.split(key, 3)
-            y = jax.random.bernoulli(key_label, shape=[self.M]).astype(jnp.int32)
+            key_noise, key_generated = jax.random.split(key)
+            y = jnp.arange(self.M) % 2
             x = (2 * y - 1)[:, None] * mean + self.SIGMA * jax.random.normal(key_noise, [self.M, self.D])
             generator = fit_class_gaussian(x, y, symmetric=True)
             generator = generator._replace(variance=part * generator.variance)

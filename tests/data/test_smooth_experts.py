@@ -1,5 +1,7 @@
 """Experts against SGD written out in NumPy for a linear softmax model, and representatives against scikit-learn."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,13 +84,16 @@ class TestExpert:
             train_expert(jax.random.key(0), linear, W, X, Y, **{"epochs": 1, "batch_size": 2, name: value})
 
 
+representatives = jax.jit(functools.partial(representative_init, per_class=3, num_classes=2))
+
+
 class TestRepresentatives:
     LABELS = np.repeat([0, 1], 60)
     CENTRES = np.array([[0, 0], [9, 0], [0, 9]])
     POINTS = (CENTRES[np.arange(120) % 3] + RNG.normal(0, 0.4, (120, 2)) + 40 * LABELS[:, None]).astype(np.float32)
 
     def test_they_are_next_to_the_centres_of_k_means(self):
-        ours = np.asarray(representative_init(jax.random.key(0), self.POINTS, self.LABELS, 3, num_classes=2))
+        ours = np.asarray(representatives(jax.random.key(0), self.POINTS, self.LABELS))
         for c in range(2):
             members = self.POINTS[60 * c : 60 * c + 60]
             centres = KMeans(3, n_init=10, random_state=0).fit(members).cluster_centers_
@@ -96,9 +101,9 @@ class TestRepresentatives:
             np.testing.assert_array_equal(np.sort(ours[c], axis=0), np.sort(nearest, axis=0))
 
     def test_no_example_twice_and_all_of_their_class(self):
-        """Two places only, three examples asked for."""
-        points = np.array([[0.0], [0.0], [1.0], [5.0], [6.0], [7.0]], np.float32)
-        ours = representative_init(jax.random.key(0), points, np.array([0, 0, 0, 1, 1, 1]), 3, num_classes=2)
+        """Two places only in the first class, three examples asked for."""
+        places = np.concatenate([np.zeros(59), [1.0], np.repeat([5.0, 6.0, 7.0], 20)]).astype(np.float32)
+        ours = representatives(jax.random.key(0), np.stack([places, places], axis=-1), self.LABELS)
         np.testing.assert_array_equal(np.sort(ours[..., 0], -1), [[0, 0, 1], [5, 6, 7]])
 
     def test_too_many_are_refused(self):
