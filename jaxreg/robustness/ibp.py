@@ -1,8 +1,8 @@
 """Interval bound propagation, layer by layer.
 
-These are the few rules that a network of affine layers and rectified linear units needs, to be read and to be built
-with; :func:`interval_bounds` bounds any function. What certifies a classification are margins, and those are tightest
-with the last layer merged into them::
+These are the layers that a network of affine maps and rectified linear units needs, one by one;
+:func:`interval_bounds` bounds any function, and does so here. What certifies a classification are margins, and those
+are tightest with the last layer merged into them::
 
     bounds = interval_bounds(lambda x: features.apply(params, x), images - 0.1, images + 0.1)
     margins = robust_margins(kernel, bias, *bounds, labels)
@@ -47,9 +47,7 @@ def interval_dense(
         Gowal et al., *On the Effectiveness of Interval Bound Propagation for Training Verifiably Robust Models*,
         arXiv 1810.12715.
     """
-    centre, radius = (lower + upper) / 2 @ kernel, (upper - lower) / 2 @ jnp.abs(kernel)
-    centre = centre if bias is None else centre + bias
-    return Bounds(centre - radius, centre + radius)
+    return interval_bounds(lambda x: x @ kernel + (0 if bias is None else bias), lower, upper)
 
 
 @checked
@@ -80,13 +78,12 @@ def interval_conv(
         arXiv 1810.12715.
     """
 
-    def convolve(x, kernel):
+    def convolve(x):
         layout = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout)
+        outputs = jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout)
+        return outputs + (0 if bias is None else bias)
 
-    centre, radius = convolve((lower + upper) / 2, kernel), convolve((upper - lower) / 2, jnp.abs(kernel))
-    centre = centre if bias is None else centre + bias
-    return Bounds(centre - radius, centre + radius)
+    return interval_bounds(convolve, lower, upper)
 
 
 @checked
@@ -104,7 +101,7 @@ def interval_relu(lower: Float[Array, "*shape"], upper: Float[Array, "*shape"]) 
         Gowal et al., *On the Effectiveness of Interval Bound Propagation for Training Verifiably Robust Models*,
         arXiv 1810.12715.
     """
-    return Bounds(jax.nn.relu(lower), jax.nn.relu(upper))
+    return interval_bounds(jax.nn.relu, lower, upper)
 
 
 @checked
