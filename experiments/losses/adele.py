@@ -4,7 +4,8 @@ Rendered images of 20 x 20 pixels with a disc, a square and a diamond, three con
 epochs of 4 steps: smaller than asked for, so that it takes a minute. ADELE corrects the labels of a class when the fit
 of its overlap says so, and adds the consistency between the scales 0.7, 1 and 1.5; against cross-entropy, and against
 correcting all classes from one epoch on. Budgets are four points: learning rates, or two of these and two epochs.
-The score is the mean intersection over union with the true labels of other images.
+The score is the mean intersection over union with the true labels of other images; the curves are on the true labels of
+the training images.
 """
 
 import flax.linen as nn
@@ -38,6 +39,10 @@ CLAIM = Claim(
     grid={"learning_rate": (1e-3, 3e-3, 1e-2, 3e-2)},
     arm_grid={"one_epoch": {"learning_rate": (3e-3, 1e-2), "correct_epoch": (10, 20)}},
     beside=(Comparison("corrected without the consistency", method="only_correction"),),
+    finding="The premise is missing. Three small convolutions in 160 steps memorize nothing: with cross-entropy the "
+    "overlap with the true labels rises to the end, above that of the labels it is trained on. That learning a class "
+    "slows down is then no sign of memorization. The correction takes the labels 2 points nearer to the truth, too "
+    "little to matter, and the consistency across scales slows learning by 2 to 4 points.",
     steps=40,
     smoke_steps=4,
     smoke_sizes={"train_images": 8, "test_images": 8},
@@ -93,18 +98,18 @@ def run(key, arm, *, learning_rate, steps, correct_epoch=40, train_images=TRAIN,
         training, due, overlaps = carry
         order = jax.random.permutation(jax.random.fold_in(key_order, number), train_images).reshape(-1, BATCH)
         (params, optimizer_state, labels), _ = jax.lax.scan(step, training, order)
-        probabilities = jax.nn.softmax(at_scales(params, shapes.images), axis=-3)
-        overlap = class_iou(probabilities[0].argmax(-3), labels, num_classes=CLASSES)
+        probabilities = jax.nn.softmax(jnp.moveaxis(model.apply(params, shapes.images), -1, -3), axis=-3)
+        predicted = probabilities.argmax(-3)
+        overlap = class_iou(predicted, labels, num_classes=CLASSES)
         overlaps = overlaps.at[:, number].set(jnp.nan_to_num(overlap))
         if arm == "one_epoch":
             due = jnp.full(CLASSES, number + 1 >= correct_epoch)
         elif corrects:
             due |= jax.vmap(correction_due, in_axes=(0, None))(overlaps, number + 1)
         if corrects:
-            labels = correct_labels(labels, probabilities.mean(axis=0), due)
-        predicted = model.apply(params, test.images).argmax(-1)
+            labels = correct_labels(labels, probabilities, due)
         figures = {
-            "score": class_iou(predicted, test.labels, num_classes=CLASSES).mean(),
+            "curve": class_iou(predicted, shapes.labels, num_classes=CLASSES).mean(),
             "classes_corrected": due[1:].sum(),
             "label_iou": class_iou(labels, shapes.labels, num_classes=CLASSES).mean(),
         }
@@ -112,10 +117,12 @@ def run(key, arm, *, learning_rate, steps, correct_epoch=40, train_images=TRAIN,
 
     training = params, optimizer.init(params), shapes.noisy_labels
     carry = training, jnp.zeros(CLASSES, bool), jnp.zeros([CLASSES, steps])
-    _, figures = jax.lax.scan(epoch, carry, jnp.arange(steps))
+    ((params, _, _), _, _), figures = jax.lax.scan(epoch, carry, jnp.arange(steps))
+    predicted = model.apply(params, test.images).argmax(-1)
     return {
         **{name: values[-1] for name, values in figures.items()},
+        "score": class_iou(predicted, test.labels, num_classes=CLASSES).mean(),
         "label_iou_before": class_iou(shapes.noisy_labels, shapes.labels, num_classes=CLASSES).mean(),
         "epochs_of_correction": figures["classes_corrected"].sum() / (CLASSES - 1),
-        "curve": figures["score"],
+        "curve": figures["curve"],
     }

@@ -55,7 +55,7 @@ CLAIM = Claim(
     ),
     method="tlc",
     baselines=("equal_ensemble", "equal_ensemble_with_margins"),
-    grid={"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2)},
+    grid={"learning_rate": (1e-3, 3e-3, 1e-2, 3e-2)},
     beside=(Comparison("TLC scored by its largest probability", method="tlc_probability"),),
     finding="With exponentials of cosines times 30 as evidence, one expert is sure of nearly everything: of a batch "
     "only the least certain example or two engage the second, and TLC is a single expert with margins, as accurate as "
