@@ -64,8 +64,14 @@ CLAIM = Claim(
     baselines=("logistic",),
     arm_grid={
         "logistic": {"penalty": (1e-3, 1e-2, 1e-1, 1.0, 10.0)},
-        "naive_bayes": {"var_floor": (1e-2, 3e-2, 0.1, 0.3, 1.0)},
+        "naive_bayes": {"var_floor": (1e-2, 0.1, 0.3, 1.0, 10.0)},
     },
+    finding="The more features, the fewer examples naive Bayes needs (56, 39 and 24 for 16, 32 and 64), and the more "
+    "logistic regression (242, 305 and 390; the theory's power of 1 is an upper bound). What fails is the "
+    "other regime: with its penalty tuned, logistic regression is 1.6 points ahead with 2 to 10 digits of "
+    "each class too. Pixels depend on each other, and naive Bayes does best with variances so alike that it "
+    "takes the nearest mean. With all digits it is 6.5 points behind, as claimed. The consistency bound held "
+    "in 99% of the fits, with excesses estimated on 2000 examples.",
     steps=12,
     smoke_sizes={"largest": 16},
     seeds=16,
@@ -107,7 +113,7 @@ def learning_curve(key, fit, n):
         return jnp.mean(logits.argmax(-1) != test_y, dtype=jnp.float32), loss
 
     # Small samples do not pay for the rows of large ones.
-    sizes = np.unique(np.geomspace(2 * len(MEANS), full, 16).astype(np.int32))
+    sizes = np.unique(np.geomspace(2 * len(MEANS), full, 12).astype(np.int32))
     groups = [(sizes[sizes <= 6 * n], 6 * n), (sizes[sizes > 6 * n], full)]
     errors, losses = (
         jnp.concatenate(parts)
