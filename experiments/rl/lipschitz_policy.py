@@ -67,13 +67,21 @@ CLAIM = Claim(
     ),
     method="lipschitz",
     baselines=("free",),
-    grid={"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2)},
+    grid={"learning_rate": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)},
     variants={"lipschitz_0.6": ("lipschitz", {"factor": 0.6}), "lipschitz_0.3": ("lipschitz", {"factor": 0.3})},
     beside=(
         Comparison("bounds of 0.6 against 0.3", baselines=("lipschitz_0.3",), method="lipschitz_0.6"),
         Comparison("the bound as a certificate everywhere", method="certified"),
-        Comparison("both at the largest learning rate", settings={"learning_rate": 1e-2}),
+        Comparison(
+            "both at learning rate 0.01, at which the demonstrations are fitted", settings={"learning_rate": 1e-2}
+        ),
     ),
+    finding="Where the learning rate is chosen by the cost under disturbances, training stops so early that the bound "
+    "is hardly met by any edge: a network that has not yet learned the noise is smooth enough, and both arms are the "
+    "same. Where the demonstrations are fitted (learning rate 0.01), the bound makes the cost 31% lower, and the "
+    "slope half of 4.9 times the expert's: it holds between neighbours, not everywhere. The certificate does hold "
+    "everywhere, at about the cost of stopping early, whatever the learning rate. A lower bound costs more without "
+    "disturbances, as published.",
     steps=2000,
     smoke_sizes={"attack_steps": 1},
     seeds=16,
