@@ -34,13 +34,17 @@ CLAIM = Claim(
     relative=False,
     method="ensloss",
     baselines=("logistic", "hinge", "exponential"),
-    grid={"learning_rate": (2.5e-4, 1e-3, 4e-3, 1.6e-2)},
+    grid={"learning_rate": (6e-5, 2.5e-4, 1e-3, 4e-3)},
     beside=(
         Comparison("the Box-Cox parameter drawn anew every 10 epochs", method="ensloss_box_cox"),
-        Comparison(
-            "all at learning rate 0.064, where every label is learned", settings={"learning_rate": 6.4e-2}
-        ),
+        Comparison("all at learning rate 0.004, without early stopping", settings={"learning_rate": 4e-3}),
+        Comparison("all at learning rate 0.064, where every label is learned", settings={"learning_rate": 6.4e-2}),
     ),
+    finding="All arms choose learning rates at which few wrong labels are learned, and there random losses are as "
+    "good as the hinge. At 0.004 EnsLoss learns more of the wrong labels than the logistic loss in as many steps, for "
+    "half of its derivatives are at their bound whatever the margins, and is 1.7 points less accurate; at 0.064 it no "
+    "longer converges. Its gains are published for large networks trained for hundreds of epochs on far more data, at "
+    "one learning rate for all losses.",
     steps=1000,
     seeds=16,
 )
