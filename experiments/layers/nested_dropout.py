@@ -6,7 +6,8 @@ dropout of the 64 features below the last layer. Learning rate and one constant 
 or weight decay) are chosen for each arm by accuracy on held-out *noisy* labels, and so is the width of the cut.
 
 Smaller than the card's (128 hidden units instead of 256, 640 steps instead of 2500), for time. Partners are chosen
-with all features. The share forgotten is that of wrong labels, as the paper on co-teaching does.
+with all features, and the share forgotten is that of wrong labels, as in the paper on co-teaching. A standard deviation
+of 256 for 64 features is all but uniform. The pair is trained from the start, not from two compressed networks.
 """
 
 import jax
@@ -22,7 +23,7 @@ from jaxreg.losses import co_teaching_mask, forget_schedule
 NOISE = 0.4
 TRAIN, HELD_OUT, BATCH, CLASSES, WIDTH = 1000, 300, 64, 10, 64
 RAMP = 10 * TRAIN // BATCH
-RATES = {"learning_rate": (1e-3, 3e-3, 1e-2)}
+RATES = {"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)}
 
 CLAIM = Claim(
     slug="nested_dropout",
@@ -52,10 +53,16 @@ CLAIM = Claim(
     baselines=("plain",),
     variants={"plain": ("trained", {"nested": 0.0, "std": 1.0}), "nested": ("trained", {"nested": 1.0, "decay": 0.0})},
     arm_grid={
-        "plain": {**RATES, "decay": (0.1, 0.3, 1.0)},
+        "plain": {**RATES, "decay": (0.1, 1.0, 10.0)},
         "nested": {**RATES, "std": (16.0, 64.0, 256.0)},
     },
     beside=(Comparison("without weight decay in either", settings={"decay": 0.0}),),
+    finding="Without weight decay a network gains 1.2 points by nested dropout, within the noise; weight decay, tuned "
+    "on as many runs, gains 3.3. A pair loses 4 points (8 with other seeds): its accuracy on held-out noisy "
+    "labels is no lower than without compression (55.3% and 54.8%), so with 40% of one kind wrong those "
+    "labels are a poor judge of the width, the learning rate and the cut, which they put after 13 of 64 "
+    "features. The paper starts co-teaching from two compressed networks and has clean validation labels for "
+    "some of its data.",
     steps=640,
     seeds=16,
 )
