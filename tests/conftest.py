@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 
 import jax
@@ -11,6 +12,9 @@ from tests.jax_options import configured
 
 # JAX has to know before it starts.
 jax.config.update("jax_num_cpu_devices", 8)
+
+# Tests send it to themselves; where a shell runs them in the background it is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 OWNS_CACHE = CACHE not in os.environ

@@ -1,4 +1,3 @@
-import resource
 import shutil
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from experiments.harness.checkpoints import CheckpointError, Checkpoints
+from tests.full_disk import full_disk
 
 
 class State(NamedTuple):
@@ -129,14 +129,10 @@ def test_a_disk_that_takes_no_more_is_told_and_damages_nothing(tmp_path):
     with Checkpoints(tmp_path / "c") as checkpoints:
         checkpoints.save(1, state(1), {})
         checkpoints.wait()
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        try:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # of any file, from here on
+        with full_disk():
             checkpoints.save(2, state(2, width=10**5), {})
             with pytest.raises(CheckpointError, match=r"step 2 cannot be saved .*; the last one that was is 1"):
                 checkpoints.wait()
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert checkpoints.steps() == [1]
         restored, _ = checkpoints.restore(1, shapes(state(0)))
         assert_same(restored, state(1))

@@ -1,6 +1,5 @@
 import json
 import math
-import resource
 import warnings
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments.harness.checkpoints import CheckpointError, Checkpoints
 from experiments.harness.coefficient_search import Effort
 from experiments.harness.combination import COMBINATION, Candidates, Combinable, combine
+from tests.full_disk import full_disk
 
 STEPS = [2, 4, 6, 8]
 EFFORT = Effort(epochs=2, children=4)
@@ -158,13 +158,8 @@ def test_a_full_disk_is_told_and_damages_nothing(tmp_path):
     size = 10**5
     write(tmp_path, [state(step, size) for step in STEPS])
     before = contents(tmp_path)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # of any file, from here on
-        with pytest.raises(CheckpointError, match=r"step 8 cannot be saved in .*out"):
-            combine(Distances(size), tmp_path, tmp_path / "out", method="uniform")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with full_disk(), pytest.raises(CheckpointError, match=r"step 8 cannot be saved in .*out"):
+        combine(Distances(size), tmp_path, tmp_path / "out", method="uniform")
     assert contents(tmp_path).items() >= before.items()
     combine(Distances(size), tmp_path, tmp_path / "out", method="uniform")  # there is room again
 
