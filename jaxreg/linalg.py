@@ -1,4 +1,4 @@
-"""Linear algebra that can be vmapped wherever it runs, and unit vectors.
+"""Linear algebra that can be vmapped wherever it runs, unit vectors, and trees of arrays as vectors.
 
 Under ``vmap`` one matrix is taken after the other. XLA's own solvers for a batch hand it to the threads of the CPU and
 wait for them, for ever if they all wait themselves: several devices on a CPU do that to each other, and so do several
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.precision import at_least_float32
-from jaxreg.typing import Array, Float, checked
+from jaxreg.typing import Array, Float, PyTree, checked
 
 
 @checked
@@ -48,6 +48,49 @@ def unit_vectors(vectors: Float[Array, "*batch features"]) -> Float[Array, "*bat
 
 
 @jax.custom_batching.sequential_vmap
+@checked
+def tree_inner(a: PyTree, b: PyTree) -> Float[Array, ""]:
+    """The inner product of two trees of arrays, all leaves of each as one vector; leaves keep their sharding.
+
+    Args:
+        a: any tree of floating-point arrays.
+        b: another of the same structure.
+
+    Returns:
+        The product; 0 for empty trees.
+    """
+    # optax.tree.vdot flattens the leaves, which sharded ones resist.
+    products = [jnp.sum(x * y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
+    return sum(products, jnp.zeros([]))
+
+
+@checked
+def over_largest(tree: PyTree) -> PyTree:
+    """A tree of arrays divided by its largest entry, so that squares neither overflow nor underflow.
+
+    Args:
+        tree: of floating-point arrays.
+
+    Returns:
+        The tree, the same where all entries are zero.
+    """
+    largest = largest_entry(tree)
+    return jax.tree.map(lambda x: x / jnp.where(largest > 0, largest, 1.0), tree)
+
+
+@checked
+def largest_entry(tree: PyTree) -> Float[Array, ""]:
+    """The largest absolute value in a tree of arrays.
+
+    Args:
+        tree: of floating-point arrays.
+
+    Returns:
+        The value; 0 for an empty tree.
+    """
+    return jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(tree)] or [jnp.zeros([])]))
+
+
 def _one_at_a_time(matrix):
     eigenvalues, vectors = jnp.linalg.eigh(matrix)
     return eigenvalues, vectors

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.linalg import eigh, svd, unit_vectors
+from jaxreg.linalg import eigh, largest_entry, over_largest, svd, tree_inner, unit_vectors
 
 MATRICES = jax.random.normal(jax.random.key(0), [3, 4, 4])
 MATRICES = MATRICES + MATRICES.swapaxes(1, 2)
@@ -43,3 +43,19 @@ def test_unit_vectors_of_any_length():
     value, gradient = jax.value_and_grad(lambda x: unit_vectors(x).sum())(jnp.zeros(3))
     assert float(value) == 0.0
     assert np.isfinite(gradient).all()
+
+
+def test_trees_are_vectors():
+    a = {"w": jnp.array([[1.0, -2.0], [0.0, 4.0]]), "b": jnp.array(3.0)}
+    b = {"w": jnp.array([[2.0, 1.0], [5.0, -1.0]]), "b": jnp.array(-2.0)}
+    assert float(tree_inner(a, b)) == 2 - 2 - 4 - 6
+    assert float(largest_entry(a)) == 4
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(4 * x, y), over_largest(a), a)
+
+
+def test_trees_without_entries_or_of_zeros_have_no_largest():
+    assert float(tree_inner({}, {})) == float(largest_entry({})) == 0
+    assert over_largest({}) == {}
+    zeros = {"w": jnp.zeros([2])}
+    jax.tree.map(np.testing.assert_array_equal, over_largest(zeros), zeros)
+    assert over_largest({"w": jnp.array([1e-37, 0.0])})["w"][0] == 1

@@ -1,8 +1,8 @@
 """Whether two losses pull the same parameters the same way."""
 
-import jax
 import jax.numpy as jnp
 
+from jaxreg.linalg import over_largest, tree_inner
 from jaxreg.precision import widened
 from jaxreg.typing import Array, Float, PyTree, checked
 
@@ -34,16 +34,6 @@ def gradient_cosine(
         Yang et al., *Dual-Head Knowledge Distillation: Enhancing Logits Utilization with an Auxiliary Head*,
         arXiv 2411.08937.
     """
-    a, b = (_scaled(jax.tree.leaves(widened(gradient))) for gradient in (gradient_a, gradient_b))
-    product = jnp.sqrt(_inner(a, a)) * jnp.sqrt(_inner(b, b))
-    return jnp.where(product > 0, _inner(a, b) / jnp.where(product > 0, product, 1.0), 0.0)
-
-
-def _scaled(leaves):
-    # Scaled by the largest entry, so that squares neither overflow nor underflow.
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in leaves] or [jnp.zeros([])]))
-    return [x / jnp.where(largest > 0, largest, 1.0) for x in leaves]
-
-
-def _inner(x, y):
-    return sum((jnp.sum(a * b) for a, b in zip(x, y, strict=True)), jnp.zeros([]))
+    a, b = (over_largest(widened(gradient)) for gradient in (gradient_a, gradient_b))
+    product = jnp.sqrt(tree_inner(a, a)) * jnp.sqrt(tree_inner(b, b))
+    return jnp.where(product > 0, tree_inner(a, b) / jnp.where(product > 0, product, 1.0), 0.0)

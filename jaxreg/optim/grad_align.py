@@ -9,8 +9,8 @@ it is, unlike in gradient surgery, where both give way::
 
 import jax
 import jax.numpy as jnp
-import optax
 
+from jaxreg.linalg import over_largest, tree_inner
 from jaxreg.precision import widened
 from jaxreg.typing import Array, Float, PyTree, checked
 
@@ -39,14 +39,7 @@ def align_to_primary(
         arXiv 2411.08937.
     """
     p, a = widened((primary, auxiliary))
-    # Late in training gradients are tiny: without this their squares would be zero.
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(p)] or [jnp.zeros([])]))
-    p = jax.tree.map(lambda x: x / jnp.where(largest > 0, largest, 1.0), p)
-    square = _inner(p, p)
-    share = jnp.minimum(_inner(a, p) / jnp.where(square > 0, square, 1.0), 0.0)
+    p = over_largest(p)  # late in training gradients are tiny: without this their squares would be zero
+    square = tree_inner(p, p)
+    share = jnp.minimum(tree_inner(a, p) / jnp.where(square > 0, square, 1.0), 0.0)
     return jax.tree.map(lambda x, y, like: (x - share * y).astype(like.dtype), a, p, auxiliary)
-
-
-def _inner(x, y):
-    # optax.tree.vdot flattens the leaves, which sharded ones resist.
-    return optax.tree.sum(jax.tree.map(lambda a, b: jnp.sum(a * b), x, y))

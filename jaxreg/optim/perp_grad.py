@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxreg.linalg import largest_entry, over_largest, tree_inner
 from jaxreg.precision import widened
 from jaxreg.typing import ScalarLike, checked
 from jaxreg.validation import check_params, check_range
@@ -67,21 +68,15 @@ def _orthogonal(gradient, weights, rescale, eps):
     """The projection of a pytree of gradients, all as one vector."""
     g, w = widened((gradient, weights))
     # Collapsing losses have tiny gradients: without this their squares would be zero.
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(g)] or [jnp.zeros([])]))
-    g = jax.tree.map(lambda x: x / jnp.where(largest > 0, largest, 1.0), g)
-    square = _inner(w, w)
-    share = jnp.where(square > 0, _inner(w, g) / jnp.where(square > 0, square + eps, 1.0), 0.0)
+    largest, g = largest_entry(g), over_largest(g)
+    square = tree_inner(w, w)
+    share = jnp.where(square > 0, tree_inner(w, g) / jnp.where(square > 0, square + eps, 1.0), 0.0)
     orthogonal = jax.tree.map(lambda x, y: x - share * y, g, w)
     if rescale:
-        length, left = jnp.sqrt(_inner(g, g)), jnp.sqrt(_inner(orthogonal, orthogonal))
+        length, left = jnp.sqrt(tree_inner(g, g)), jnp.sqrt(tree_inner(orthogonal, orthogonal))
         # What is left of a parallel gradient is rounding error, which must not be blown up to full length.
         something = left > 1e-6 * length
         factor = jnp.where(something, largest * length / jnp.where(something, left, 1.0), 0.0)
     else:
         factor = largest
     return jax.tree.map(lambda x, like: (factor * x).astype(like.dtype), orthogonal, gradient)
-
-
-def _inner(x, y):
-    # optax.tree.vdot flattens the leaves, which sharded ones resist.
-    return optax.tree.sum(jax.tree.map(lambda a, b: jnp.sum(a * b), x, y))
