@@ -139,10 +139,11 @@ def fast_ibp_loss(
     strength: ScalarLike = 0.5,
     tolerance: ScalarLike = 0.5,
     bounds: tuple[Limit, Limit] | None = None,
+    loss_fn: Callable[[Any, Any], Any] = optax.softmax_cross_entropy_with_integer_labels,
 ) -> Float[Array, "batch"]:
-    r"""Cross-entropy of the worst margins within a box, plus both penalties while the box still grows.
+    r"""A loss of the worst margins within a box, plus both penalties while the box still grows.
 
-    .. math:: \ell_i = -\log \operatorname{softmax}(-\underline{m})_y
+    .. math:: \ell_i = L(-\underline{m}, y)
         + \lambda \Bigl(1 - \frac{\epsilon_t}{\epsilon}\Bigr) (L_{\text{tightness}} + L_{\text{relu}})
 
     with margins of :func:`robust_margins`. ``strength=0`` is training by interval bounds as such.
@@ -160,10 +161,13 @@ def fast_ibp_loss(
         strength: ``lambda >= 0`` (paper: 0.5).
         tolerance: ``tau`` in (0, 1] of both penalties (paper: 0.5).
         bounds: least and largest value of an input: the box is cut there.
+        loss_fn: ``L``, from logits and labels to the loss of each example (paper: cross-entropy). The loss bounds that
+            of every attack if ``L`` depends on differences of logits only and falls with none of the label's leads, as
+            :func:`jaxreg.losses.comp_sum` and :func:`jaxreg.losses.ldr_kl` without normalization do.
 
     Returns:
-        The loss of each example, at least float32; the penalties are those of the batch. It bounds the cross-entropy
-        of every attack from above, and is the cross-entropy for a radius of 0, but for the penalties.
+        The loss of each example, at least float32; the penalties are those of the batch. It bounds the loss of every
+        attack from above, and is the loss itself for a radius of 0, but for the penalties.
 
     Raises:
         ValueError: a hyperparameter is outside its range, or ``features_fn`` has no ReLU.
@@ -182,8 +186,7 @@ def fast_ibp_loss(
     margins = robust_margins(kernel, bias, lower, upper, labels)
     penalty = tightness_penalty(box, preactivations, tolerance=tolerance)
     penalty += relu_balance_penalty(preactivations, tolerance=tolerance)
-    losses = optax.softmax_cross_entropy_with_integer_labels(-margins, labels)
-    return losses + strength * (1 - epsilon / max_epsilon) * penalty
+    return loss_fn(-margins, labels) + strength * (1 - epsilon / max_epsilon) * penalty
 
 
 def _check(tolerance, preactivations):

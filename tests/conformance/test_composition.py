@@ -21,7 +21,7 @@ from jaxreg.losses import (
     soft_cross_entropy,
     stablemax_cross_entropy,
 )
-from jaxreg.robustness import pgd, robust_margins
+from jaxreg.robustness import fast_ibp_loss, pgd, robust_margins
 
 # Of outputs and labels. All but the last grow with the margin by which another class is ahead, and with nothing else.
 LABEL_LOSSES = {
@@ -132,6 +132,28 @@ def test_any_loss_is_between_its_value_under_attack_and_its_certificate(loss):
     assert (under_attack >= clean - 1e-6).all()
     assert (certified >= under_attack - 1e-5).all()
     assert (certified > clean).any()
+
+
+@pytest.mark.parametrize("loss", MARGIN_LOSSES)
+def test_any_loss_can_be_trained_with_a_certificate(loss):
+    """The certified objective of a network is above that loss of any input in the box, and equal for no box at all."""
+    loss_fn, hidden = LABEL_LOSSES[loss], jax.random.normal(KEYS[3], [FEATURES, FEATURES])
+
+    def features(hidden, x):
+        return jax.nn.relu(x @ hidden)
+
+    @jax.jit
+    def certified(epsilon):
+        head = PARAMS["w"], PARAMS["b"]
+        settings = dict(epsilon=epsilon, max_epsilon=1.0, strength=0.0, loss_fn=loss_fn)
+        return fast_ibp_loss(features, hidden, *head, INPUTS, LABELS, **settings)
+
+    def at(x):
+        return loss_fn(apply_fn(PARAMS, features(hidden, x)), LABELS)
+
+    np.testing.assert_allclose(certified(0.0), at(INPUTS), rtol=1e-5, atol=1e-5)
+    corners = INPUTS + 0.1 * jax.random.rademacher(KEYS[2], [50, *INPUTS.shape], INPUTS.dtype)
+    assert (certified(0.1) >= jax.vmap(at)(corners).max(axis=0) - 1e-5).all()
 
 
 @pytest.mark.parametrize("loss", MARGIN_LOSSES)
