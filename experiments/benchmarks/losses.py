@@ -3,12 +3,13 @@
     python -m experiments.benchmarks losses                        # [8192, 1000] float32: two minutes on two cores
     python -m experiments.benchmarks losses --batch 1024 --only comp_sum --only elr
 
-One call is the mean loss of a batch and its gradient with respect to the logits, jitted. Every loss is timed by turns
-with ``optax.softmax_cross_entropy_with_integer_labels``; the table has the median of the pairs' ratios and their
-quartiles. The row ``cross_entropy`` is that loss against itself: its distance from 1 is the noise. "temp" is what a
-call stores on its way, arguments and results not counted, in multiples of the logits' bytes. Soft targets, a teacher's
-logits and the like are given. The bounds of a network's outputs over a box of inputs are timed by turns with a forward
-pass. Results are written to ``experiments/results/benchmarks/losses_<backend>.json``.
+One call is the mean loss of a batch, its gradient with respect to the logits and, for a loss that has a state, the next
+one in place of the last, all of it jitted. The training set is as large as the batch. Every loss is timed by turns with
+``optax.softmax_cross_entropy_with_integer_labels``; the table has the median of the pairs' ratios and their quartiles.
+The row ``cross_entropy`` is that loss against itself: its distance from 1 is the noise. "temp" is what a call stores on
+its way, arguments and results not counted, in multiples of the logits' bytes. Soft targets, a teacher's logits and the
+like are given. The bounds of a network's outputs over a box of inputs are timed by turns with a forward pass. Results
+are written to ``experiments/results/benchmarks/losses_<backend>.json``.
 """
 
 import sys
@@ -58,11 +59,11 @@ class Loss(NamedTuple):
     """A row of the table.
 
     Attributes:
-        of: the losses of a batch, of logits and what else is given.
+        of: the losses of a batch, of logits and what else is given; with the next state if there is one.
         init: makes the state, of the number of examples and of classes.
     """
 
-    of: Callable[[Float[Array, "batch classes"], Given], Float[Array, "batch"]]
+    of: Callable[[Float[Array, "batch classes"], Given], Any]
     init: Callable[[int, int], Any] | None = None
 
 
@@ -73,16 +74,17 @@ LOSSES: Mapping[str, Loss] = {
     "ldr_kl": Loss(lambda x, g: losses.ldr_kl(x, g.labels)),
     "ldr_kl, raw logits": Loss(lambda x, g: losses.ldr_kl(x, g.labels, normalize=None)),
     "aldr_kl": Loss(
-        lambda x, g: losses.aldr_kl(g.state, x, g.labels, g.index)[0], lambda n, classes: losses.aldr_kl_init(n)
+        lambda x, g: losses.aldr_kl(g.state, x, g.labels, g.index), lambda n, classes: losses.aldr_kl_init(n)
     ),
-    "elr": Loss(lambda x, g: losses.elr(g.state, x, g.labels, g.index)[0], losses.elr_init),
-    "pskd": Loss(lambda x, g: losses.pskd(g.state, x, g.labels, g.index, alpha=0.5)[0], losses.pskd_init),
+    "elr": Loss(lambda x, g: losses.elr(g.state, x, g.labels, g.index), losses.elr_init),
+    "pskd": Loss(lambda x, g: losses.pskd(g.state, x, g.labels, g.index, alpha=0.5), losses.pskd_init),
     "soft_cross_entropy": Loss(lambda x, g: losses.soft_cross_entropy(x, g.targets)),
     "kd_kl": Loss(lambda x, g: losses.kd_kl(x, g.others)),
     "binary_kl_norm": Loss(lambda x, g: losses.binary_kl_norm(x, g.others)),
     "decoupled_mixup_ce": Loss(lambda x, g: losses.decoupled_mixup_ce(x, g.labels, g.partners, 0.3)),
     "decoupled_mixup_bce": Loss(lambda x, g: losses.decoupled_mixup_bce(x, g.labels, g.partners, 0.3)),
     "mixup_ranking": Loss(lambda x, g: losses.mixup_ranking(x, g.others, g.targets)),
+    "mndcg, one mixture": Loss(lambda x, g: losses.mndcg(x, g.others[:, None], g.targets[:, None])),
     "flexible_evidential": Loss(lambda x, g: losses.flexible_evidential(x, g.labels)),
     "stablemax_cross_entropy": Loss(lambda x, g: losses.stablemax_cross_entropy(x, g.labels)),
 }
@@ -220,9 +222,18 @@ def _example(batch, classes):
 
 
 def _compile(loss, logits, given):
-    """A call of the loss and its gradient, and the bytes that it stores on its way."""
-    if loss.init is not None:
-        given = given._replace(state=loss.init(*logits.shape))
-    step = jax.jit(jax.value_and_grad(lambda logits, given: jnp.mean(loss.of(logits, given))))
-    compiled = step.lower(logits, given).compile()
-    return lambda: jax.block_until_ready(compiled(logits, given)), compiled.memory_analysis().temp_size_in_bytes
+    """A call of the loss and its gradient, and the bytes that it stores on its way. The state goes on in place."""
+
+    def mean(logits, state, given):
+        result = loss.of(logits, given._replace(state=state))
+        values, state = (result, ()) if loss.init is None else result
+        return jnp.mean(values), state
+
+    state = () if loss.init is None else loss.init(*logits.shape)
+    step = jax.jit(jax.value_and_grad(mean, has_aux=True), donate_argnums=1).lower(logits, state, given).compile()
+
+    def call():
+        nonlocal state
+        (_, state), _ = jax.block_until_ready(step(logits, state, given))
+
+    return call, step.memory_analysis().temp_size_in_bytes

@@ -67,7 +67,6 @@ def decoupled_mixup_ce(
     check_range("weight", weight, "[0, 1]")
     check_range("eta", eta, "[0, inf)")
     z = at_least_float32(logits)
-    z = z - jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
     own, partner = _chosen(z, labels), _chosen(z, partner_labels)
     same = labels == partner_labels
     classes = jnp.arange(z.shape[-1])

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxreg.losses.soft_targets import soft_cross_entropy
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, Int, ScalarLike, checked
 from jaxreg.validation import check_range
@@ -98,11 +97,13 @@ def pskd(
     """
     check_range("alpha", alpha, "[0, 1)")
     logits = at_least_float32(logits)
-    label = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    past = state.past[index].astype(logits.dtype)
-    past = jnp.where(jnp.sum(past, axis=-1, keepdims=True) > 0, past, label)
-    losses = soft_cross_entropy(logits, (1 - alpha) * label + alpha * past)
-    now = jax.nn.softmax(jax.lax.stop_gradient(logits)).astype(state.past.dtype)
+    past = jax.lax.stop_gradient(state.past[index].astype(logits.dtype))
+    # Whatever the past does not have of the target is the label's: all of it before the first visit.
+    of_label = 1 - alpha * jnp.sum(past, axis=-1)
+    log_sum = jax.nn.logsumexp(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, jnp.asarray(labels)[:, None], axis=-1)[:, 0]
+    losses = log_sum - of_label * chosen - alpha * jnp.sum(past * logits, axis=-1)
+    now = jnp.exp(jax.lax.stop_gradient(logits - log_sum[:, None])).astype(state.past.dtype)
     return losses, PskdState(state.past.at[index].set(now))
 
 

@@ -1,6 +1,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments.benchmarks import losses
@@ -29,9 +30,11 @@ def test_a_tiny_run_prints_the_table_and_writes_json(tmp_path, capsys):
 def test_every_row_is_a_loss_of_each_example(name):
     logits, given = losses._example(4, 3)
     loss = losses.LOSSES[name]
-    if loss.init is not None:
-        given = given._replace(state=jax.eval_shape(lambda: loss.init(4, 3)))
-    assert jax.eval_shape(loss.of, logits, given).shape == (4,)
+    state = None if loss.init is None else jax.eval_shape(lambda: loss.init(4, 3))
+    result = jax.eval_shape(loss.of, logits, given._replace(state=state))
+    values, after = (result, None) if state is None else result
+    assert values.shape == (4,)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
 
 
 @pytest.mark.parametrize(
