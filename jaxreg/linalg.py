@@ -47,7 +47,6 @@ def unit_vectors(vectors: Float[Array, "*batch features"]) -> Float[Array, "*bat
     return scaled / jnp.sqrt(jnp.where(squared > 0, squared, 1.0))
 
 
-@jax.custom_batching.sequential_vmap
 @checked
 def tree_inner(a: PyTree, b: PyTree) -> Float[Array, ""]:
     """The inner product of two trees of arrays, all leaves of each as one vector; leaves keep their sharding.
@@ -91,6 +90,7 @@ def largest_entry(tree: PyTree) -> Float[Array, ""]:
     return jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(tree)] or [jnp.zeros([])]))
 
 
+@jax.custom_batching.sequential_vmap
 def _one_at_a_time(matrix):
     eigenvalues, vectors = jnp.linalg.eigh(matrix)
     return eigenvalues, vectors

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxreg.linalg import eigh, largest_entry, over_largest, svd, tree_inner, unit_vectors
 
@@ -33,6 +34,29 @@ def test_svd_alone_and_vmapped():
         np.testing.assert_allclose(values, np.linalg.svd(matrix, compute_uv=False), rtol=1e-5)
         np.testing.assert_allclose(left * values @ right, matrix, atol=1e-5)
     np.testing.assert_allclose(svd(jnp.diag(jnp.array([2.0, 3.0])))[1], [3.0, 2.0])
+
+
+@pytest.mark.parametrize("solve, name", [(eigh, "eigh"), (svd, "svd")])
+def test_a_solver_under_vmap_takes_one_matrix_at_a_time(solve, name):
+    """A solver for a batch can wait for ever for the threads of the CPU."""
+    ranks = _operand_ranks(jax.make_jaxpr(jax.vmap(jax.vmap(solve)))(MATRICES[None]).jaxpr, name)
+    assert ranks == [2]
+
+
+def test_products_of_trees_under_vmap_are_no_loop():
+    jaxpr = jax.make_jaxpr(jax.vmap(tree_inner))({"w": MATRICES}, {"w": MATRICES}).jaxpr
+    np.testing.assert_allclose(
+        jax.vmap(tree_inner)({"w": MATRICES}, {"w": MATRICES}), np.sum(np.square(MATRICES), axis=(1, 2)), rtol=1e-6
+    )
+    assert _operand_ranks(jaxpr, "scan") == _operand_ranks(jaxpr, "while") == []
+
+
+def _operand_ranks(jaxpr, name):
+    """The rank of the first operand of every use of a primitive, those in inner programs included."""
+    ranks = [equation.invars[0].aval.ndim for equation in jaxpr.eqns if equation.primitive.name == name]
+    parameters = jax.tree.leaves([equation.params for equation in jaxpr.eqns])
+    inner = [getattr(parameter, "jaxpr", parameter) for parameter in parameters if hasattr(parameter, "eqns")]
+    return ranks + [rank for program in inner for rank in _operand_ranks(program, name)]
 
 
 def test_unit_vectors_of_any_length():
