@@ -36,7 +36,7 @@ def test_svd_alone_and_vmapped():
     np.testing.assert_allclose(svd(jnp.diag(jnp.array([2.0, 3.0])))[1], [3.0, 2.0])
 
 
-@pytest.mark.parametrize("solve, name", [(eigh, "eigh"), (svd, "svd")])
+@pytest.mark.parametrize(("solve", "name"), [(eigh, "eigh"), (svd, "svd")])
 def test_a_solver_under_vmap_takes_one_matrix_at_a_time(solve, name):
     """A solver for a batch can wait for ever for the threads of the CPU."""
     ranks = _operand_ranks(jax.make_jaxpr(jax.vmap(jax.vmap(solve)))(MATRICES[None]).jaxpr, name)
