@@ -48,6 +48,19 @@ def unit_vectors(vectors: Float[Array, "*batch features"]) -> Float[Array, "*bat
 
 
 @checked
+def root(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Square roots with a slope of zero at zero, where it is infinite; by symmetry the right one for a distance.
+
+    Args:
+        x: such as sums of squares; what is negative, by rounding, counts as zero. NaN stays NaN.
+
+    Returns:
+        The roots.
+    """
+    return jnp.where(x <= 0, 0.0, jnp.sqrt(jnp.where(x <= 0, 1.0, x)))
+
+
+@checked
 def tree_inner(a: PyTree, b: PyTree) -> Float[Array, ""]:
     """The inner product of two trees of arrays, all leaves of each as one vector; leaves keep their sharding.
 

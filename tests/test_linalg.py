@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxreg.linalg import eigh, largest_entry, over_largest, svd, tree_inner, unit_vectors
+from jaxreg.linalg import eigh, largest_entry, over_largest, root, svd, tree_inner, unit_vectors
 
 MATRICES = jax.random.normal(jax.random.key(0), [3, 4, 4])
 MATRICES = MATRICES + MATRICES.swapaxes(1, 2)
@@ -67,6 +67,12 @@ def test_unit_vectors_of_any_length():
     value, gradient = jax.value_and_grad(lambda x: unit_vectors(x).sum())(jnp.zeros(3))
     assert float(value) == 0.0
     assert np.isfinite(gradient).all()
+
+
+def test_roots_are_flat_at_zero():
+    x = jnp.array([4.0, 0.0, -1e-9, jnp.nan])
+    np.testing.assert_array_equal(root(x), [2.0, 0.0, 0.0, np.nan])
+    np.testing.assert_array_equal(jax.vmap(jax.grad(root))(x), [0.25, 0.0, 0.0, np.nan])
 
 
 def test_trees_are_vectors():

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.harness.attention import causal_attention, einsum_in_float32, rotate
+from jaxreg.axes import at_labels
 from jaxreg.compression import fake_quant_int4
 from jaxreg.paths import is_named
 from jaxreg.precision import at_least_float32
@@ -263,8 +264,7 @@ def next_token_loss(
     check_range("z_loss", z_loss, "[0, inf)")
     logits = at_least_float32(logits)
     log_z = jax.nn.logsumexp(logits, axis=-1)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return log_z - chosen + z_loss * jnp.square(log_z), log_z
+    return log_z - at_labels(logits, targets) + z_loss * jnp.square(log_z), log_z
 
 
 def parameter_count(config: LlamaConfig) -> int:

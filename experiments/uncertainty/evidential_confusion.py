@@ -18,6 +18,7 @@ import optax
 from experiments.harness import models
 from experiments.harness.claim import Claim, Comparison
 from experiments.harness.training import train
+from jaxreg.axes import at_labels
 from jaxreg.losses import flexible_evidential
 from jaxreg.metrics import auroc
 from jaxreg.uncertainty import opinion, plausibility, singleton_opinion
@@ -127,7 +128,7 @@ def run(key, arm, *, learning_rate, steps, kl_weight=1.0):
     is_outlier = jnp.arange(len(everything)) < OUTLIERS
     of_outliers = auroc(everything, is_outlier, where=is_outlier | jnp.pad(overlap, (OUTLIERS, 0)))
     held_out = probabilities(model.apply(params, seen(held_out_x)))
-    likelihood = jnp.take_along_axis(held_out, labels[TRAIN : TRAIN + HELD_OUT, None], axis=1)
+    likelihood = at_labels(held_out, labels[TRAIN : TRAIN + HELD_OUT])
     return {
         "score": jnp.minimum(of_overlap, of_outliers),
         "overlap_auroc": of_overlap,

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxreg.linalg import root
 from jaxreg.precision import at_least_float32, widened
 from jaxreg.typing import Array, Bool, Float, Int, PyTree, ScalarLike, checked
 from jaxreg.validation import check_range
@@ -184,6 +185,5 @@ def _gradient(apply_fn, params, examples, classes):
 
 
 def _norms(columns):
-    squares = jnp.sum(jnp.square(columns), axis=0)
-    # The slope of a root at zero is infinite, and units that are off have a gradient of zero.
-    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+    # Units that are off have a gradient of zero.
+    return root(jnp.sum(jnp.square(columns), axis=0))

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxreg.axes import at_labels
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, Int, PyTree, ScalarLike, checked
 from jaxreg.validation import check_range
@@ -66,8 +67,7 @@ def comp_sum(
     """
     check_range("tau", tau, "[0, inf)")
     logits = at_least_float32(logits)
-    chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    return _power(jax.nn.logsumexp(logits, axis=-1) - chosen, 1.0 - tau)
+    return _power(jax.nn.logsumexp(logits, axis=-1) - at_labels(logits, labels), 1.0 - tau)
 
 
 @checked
@@ -273,7 +273,7 @@ def margin_change(
         Mao et al., *Cross-Entropy Loss Functions: Theoretical Analysis and Applications*, ICML 2023, arXiv 2304.07288.
     """
     moved = at_least_float32(logits) - at_least_float32(clean_logits)
-    change = jnp.take_along_axis(moved, labels[..., None], axis=-1) - moved
+    change = at_labels(moved, labels)[..., None] - moved
     # Squares of changes as large as 1e20 overflow, the largest as a factor does not. No gradient is lost: it cancels.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(change), axis=-1))
     scale = jnp.where(largest > 0, largest, 1.0)

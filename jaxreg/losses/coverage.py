@@ -9,6 +9,7 @@ pushing an example as soon as ``p`` is well above ``1 / N``.
 import jax
 import jax.numpy as jnp
 
+from jaxreg.axes import at_labels
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Bool, Float, Int, ScalarLike, checked
 from jaxreg.validation import check_range
@@ -71,8 +72,7 @@ def dco_sequence(
     References:
         Chen et al., arXiv 2502.07154.
     """
-    log_p = jax.nn.log_softmax(at_least_float32(token_logits))
-    log_p = jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
+    log_p = at_labels(jax.nn.log_softmax(at_least_float32(token_logits)), tokens)
     return dco_loss(jnp.sum(log_p, axis=-1, where=jnp.asarray(mask)), n=n)
 
 

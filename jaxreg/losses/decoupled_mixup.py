@@ -10,6 +10,7 @@ How the inputs are mixed is up to the caller: :func:`jaxreg.data.mixup` is one w
 import jax
 import jax.numpy as jnp
 
+from jaxreg.axes import at_labels
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Bool, Float, Int, ScalarLike, checked
 from jaxreg.validation import check_range
@@ -67,7 +68,7 @@ def decoupled_mixup_ce(
     check_range("weight", weight, "[0, 1]")
     check_range("eta", eta, "[0, inf)")
     z = at_least_float32(logits)
-    own, partner = _chosen(z, labels), _chosen(z, partner_labels)
+    own, partner = at_labels(z, labels), at_labels(z, partner_labels)
     same = labels == partner_labels
     classes = jnp.arange(z.shape[-1])
     others = _log_sum_without(z, (classes == labels[..., None]) | (classes == partner_labels[..., None]))
@@ -157,7 +158,7 @@ def decoupled_mixup_bce(
     own, partner = target(weight, labelled), target(1 - weight, partner_labelled)
     same = labels == partner_labels
     own, partner = jnp.where(same, jnp.minimum(own + partner, 1.0), own), jnp.where(same, 0.0, partner)
-    z_own, z_partner = _chosen(z, labels), _chosen(z, partner_labels)
+    z_own, z_partner = at_labels(z, labels), at_labels(z, partner_labels)
     return jnp.sum(jax.nn.softplus(z), axis=-1) - own * z_own - partner * z_partner
 
 
@@ -187,10 +188,6 @@ def rescale_lambda(
     check_range("threshold", threshold, "(0, 1]")
     check_range("power", power, "(0, inf)")
     return jnp.minimum(at_least_float32(jnp.asarray(weight)) / threshold, 1.0) ** power
-
-
-def _chosen(z, labels):
-    return jnp.take_along_axis(z, jnp.asarray(labels)[..., None], axis=-1)[..., 0]
 
 
 def _log_sum_without(z, left_out):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import digamma
 
+from jaxreg.axes import at_labels
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Bool, Float, Int, ScalarLike, checked
 from jaxreg.validation import check_range
@@ -83,8 +84,7 @@ def dirichlet_cross_entropy(
         arXiv 1806.01768, equation 4.
     """
     alpha = at_least_float32(concentration)
-    chosen = jnp.take_along_axis(alpha, jnp.asarray(labels)[..., None], axis=-1)[..., 0]
-    return digamma(jnp.sum(alpha, axis=-1)) - digamma(chosen)
+    return digamma(jnp.sum(alpha, axis=-1)) - digamma(at_labels(alpha, labels))
 
 
 @checked

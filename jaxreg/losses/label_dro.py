@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxreg.axes import at_labels
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, Int, ScalarLike, checked
 from jaxreg.validation import check_range
@@ -222,9 +223,8 @@ def ldr_kl_bayes_probabilities(
 
 def _ldr(scores, labels, temperature, margin):
     """LDR-KL of scores at one temperature, or at one for each example."""
-    chosen = jnp.take_along_axis(scores, labels[..., None], axis=-1)
     wrong = jnp.arange(scores.shape[-1]) != labels[..., None]
-    gaps = scores - chosen + margin * wrong
+    gaps = scores - at_labels(scores, labels)[..., None] + margin * wrong
     scaled = gaps / jnp.asarray(temperature)[..., None]
     return temperature * (jax.nn.logsumexp(scaled, axis=-1) - math.log(scores.shape[-1]))
 

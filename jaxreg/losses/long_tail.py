@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from jaxreg.axes import at_labels
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, Int, ScalarLike, checked
 from jaxreg.validation import check_range
@@ -48,7 +49,7 @@ def diversity_loss(
         ICCV 2023, arXiv 2308.09922; balanced softmax: Ren et al., NeurIPS 2020, arXiv 2007.10740.
     """
     log_p = jax.nn.log_softmax(_adjusted(expert_logits, counts, exponents))
-    return -jnp.take_along_axis(log_p, jnp.asarray(labels)[None, :, None], axis=-1)[..., 0]
+    return -at_labels(log_p, jnp.asarray(labels)[None])
 
 
 @checked

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxreg.axes import at_labels
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, Int, ScalarLike, checked
 from jaxreg.validation import check_range
@@ -109,7 +110,7 @@ def elr(
     log_p = jax.nn.log_softmax(at_least_float32(logits))
     p = _clipped(log_p)
     target, state = _update(state, index, p / jnp.sum(p, axis=-1, keepdims=True), beta)
-    cross_entropy = -jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
+    cross_entropy = -at_labels(log_p, labels)
     return cross_entropy + strength * _log_disagreement(p, target), state
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxreg.axes import at_labels
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, Int, ScalarLike, checked
 from jaxreg.validation import check_range
@@ -101,8 +102,7 @@ def pskd(
     # Whatever the past does not have of the target is the label's: all of it before the first visit.
     of_label = 1 - alpha * jnp.sum(past, axis=-1)
     log_sum = jax.nn.logsumexp(logits, axis=-1)
-    chosen = jnp.take_along_axis(logits, jnp.asarray(labels)[:, None], axis=-1)[:, 0]
-    losses = log_sum - of_label * chosen - alpha * jnp.sum(past * logits, axis=-1)
+    losses = log_sum - of_label * at_labels(logits, labels) - alpha * jnp.sum(past * logits, axis=-1)
     now = jnp.exp(jax.lax.stop_gradient(logits - log_sum[:, None])).astype(state.past.dtype)
     return losses, PskdState(state.past.at[index].set(now))
 

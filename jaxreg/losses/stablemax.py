@@ -7,6 +7,7 @@ above zero and like a reciprocal below, StableMax needs logits in the thousands 
 import jax
 import jax.numpy as jnp
 
+from jaxreg.axes import at_labels
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, Int, checked
 
@@ -59,4 +60,4 @@ def stablemax_cross_entropy(
     References:
         Prieto et al., *Grokking at the Edge of Numerical Stability*, ICLR 2025, arXiv 2501.04697.
     """
-    return -jnp.take_along_axis(log_stablemax(logits), labels[..., None], axis=-1)[..., 0]
+    return -at_labels(log_stablemax(logits), labels)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.typing import DTypeLike
 
+from jaxreg.axes import at_labels
 from jaxreg.metrics.memorization import early_learning_alignment
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, Int, PyTree, checked
@@ -40,7 +41,7 @@ def collapse_fraction(
     """
     precision = jnp.finfo(jnp.result_type(logits) if dtype is None else dtype)
     z = at_least_float32(logits)
-    gaps = z - jnp.take_along_axis(z, labels[..., None], axis=-1)
+    gaps = z - at_labels(z, labels)[..., None]
     wrong = jnp.arange(z.shape[-1]) != labels[..., None]
     rest = jax.nn.logsumexp(gaps, axis=-1, where=wrong)
     return jnp.mean(rest <= jnp.log(float(precision.eps) / 2))

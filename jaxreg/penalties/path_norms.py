@@ -7,6 +7,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
+from jaxreg.linalg import root
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, checked
 
@@ -77,5 +78,4 @@ def _norm(x, order):
     """Row norms, with gradient 0 at rows of zeros."""
     if order == 1:
         return jnp.sum(jnp.abs(x), axis=1)
-    square = jnp.sum(jnp.square(x), axis=1)
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+    return root(jnp.sum(jnp.square(x), axis=1))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxreg.axes import per_example
+from jaxreg.linalg import root
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, PRNGKeyArray, PyTree, ScalarLike, checked
 from jaxreg.validation import check_range
@@ -221,9 +222,7 @@ def _into_bounds(x, bounds):
 
 
 def _length(x):
-    squared = jnp.sum(jnp.square(x), axis=range(1, x.ndim), keepdims=True)
-    # The gradient of the root is infinite at zero.
-    return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)
+    return root(jnp.sum(jnp.square(x), axis=range(1, x.ndim), keepdims=True))
 
 
 def _steepest(gradient, norm):
