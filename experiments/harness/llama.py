@@ -133,7 +133,7 @@ class Llama(nn.Module):
         std = 0.02 if config.mup_base_width is None else config.mup_base_width**-0.5
         table = self.param("embedding", nn.initializers.normal(std), (config.vocab_size, config.width))
         if config.vocab_size <= 1024 if config.one_hot is None else config.one_hot:
-            x = jax.nn.one_hot(tokens, config.vocab_size, dtype=dtype) @ table.astype(dtype)
+            x = _product(jax.nn.one_hot(tokens, config.vocab_size, dtype=dtype), table.astype(dtype), jnp.matmul)
         else:
             x = table.astype(dtype)[tokens]
         block = nn.remat(Block, prevent_cse=not config.scan) if config.remat else Block
@@ -149,7 +149,7 @@ class Llama(nn.Module):
             head = table.T
         else:
             head = self.param("head", nn.initializers.normal(std), (config.width, config.vocab_size))
-        logits = _wide_product(x, head.astype(dtype))
+        logits = _product(x, head.astype(dtype), _wide_product)
         return logits if config.mup_base_width is None else config.mup_base_width / config.width * logits
 
 
@@ -239,7 +239,7 @@ class Matrix(nn.Module):
         if config.activation_bits == 4:
             # A scale for every token: one for several would tell a token about those after it.
             x = fake_quant_int4(x.reshape(-1, inputs).T, group=inputs).T.reshape(x.shape)
-        return x @ kernel.astype(x.dtype)
+        return _product(x, kernel.astype(x.dtype), jnp.matmul)
 
 
 @checked
@@ -317,19 +317,24 @@ def _norm(config, name):
     return nn.RMSNorm(epsilon=_NORM_EPSILON, dtype=jnp.dtype(config.dtype), name=name)
 
 
+def _product(x, kernel, matmul):
+    # Vectors in one long row: of a batch with several axes XLA writes a transposed copy for the kernel's gradient.
+    return matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
 @jax.custom_vjp
 def _wide_product(x, kernel):
     """A product in float32 of what may be in half precision, whose backward pass stays there, as fast as the forward.
 
     JAX's own multiplies a gradient in float32, which on a GPU is several times slower.
     """
-    return einsum_in_float32("...i,ij->...j", x, kernel)
+    return einsum_in_float32("ni,ij->nj", x, kernel)
 
 
 def _wide_product_backward(operands, gradient):
     x, kernel = operands
     gradient = gradient.astype(x.dtype)
-    return gradient @ kernel.T, jnp.einsum("...i,...j->ij", x, gradient)
+    return gradient @ kernel.T, x.T @ gradient
 
 
 _wide_product.defvjp(lambda *operands: (_wide_product(*operands), operands), _wide_product_backward)

@@ -197,10 +197,14 @@ class _NonFiniteStep(Exception):
 def _check_finite(at, number, vitals, bad_leaf, names):
     if bad_leaf >= 0:
         where = f"{names[bad_leaf]} is not finite"
-    elif np.isfinite(vitals.loss) and np.isfinite(vitals.parameter_norm):
-        return
+    elif not np.isfinite(vitals.update_norm):
+        where = "the gradients are finite, the update is not"
+    elif not np.isfinite(vitals.parameter_norm):
+        where = "gradients and update are finite, the parameters are not"
+    elif not np.isfinite(vitals.loss):
+        where = "the gradients are finite"
     else:
-        where = "the gradients are finite" + ("" if np.isfinite(vitals.parameter_norm) else ", the update is not")
+        return
     raise _NonFiniteStep(f"the loss is {vitals.loss:.4g} at step {at} (batch {number}): {where}", at, number)
 
 

@@ -243,6 +243,20 @@ def test_an_update_that_is_not_finite_is_named():
         fit(state, step, feed(), steps=3, placement=PLACEMENT)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("kernel", r"the loss is nan at step 1 \(batch 0\): the parameter kernel is not finite"),
+        ("bias", r"at step 1 \(batch 0\): gradients and update are finite, the parameters are not"),  # it is not used
+    ],
+)
+def test_parameters_that_are_not_finite_are_named(name, message):
+    state = start()
+    broken = state._replace(params={**state.params, name: jnp.full_like(state.params[name], jnp.nan)})
+    with pytest.raises(NonFinite, match=message):
+        run(feed(), state=broken)
+
+
 def test_a_batch_that_breaks_training_is_left_out(tmp_path):
     said = []
     upkeep = Upkeep(checkpoint_every=3, on_nan="skip")
