@@ -10,6 +10,10 @@ The row ``cross_entropy`` is that loss against itself: its distance from 1 is th
 its way, arguments and results not counted, in multiples of the logits' bytes. Soft targets, a teacher's logits and the
 like are given. The bounds of a network's outputs over a box of inputs are timed by turns with a forward pass. Results
 are written to ``experiments/results/benchmarks/losses_<backend>.json``.
+
+Cross-entropy reads the logits and writes their gradient. What takes a second array of their size, soft targets or a
+teacher's logits, has half as much again to move, and ``elr`` and ``pskd``, which take each example's row from a table
+and put another one back, twice as much.
 """
 
 import sys

@@ -161,10 +161,7 @@ def measure(name: str, shapes: Mapping, *, repeats: int) -> dict[str, object]:
     ratio = paired_ratio(_stepper(step, optimizer, gradients), _stepper(peer_step, peer, gradients), repeats=repeats)
     return {
         "name": name,
-        "ratio": round(ratio.median, 4),
-        "ratio_quartiles": [round(ratio.low, 4), round(ratio.high, 4)],
-        "step_ms": round(1e3 * ratio.seconds, 4),
-        "peer_step_ms": round(1e3 * ratio.peer_seconds, 4),
+        **ratio.figures(name="step_ms"),
         "state_bytes_per_parameter": round(_bytes(jax.eval_shape(optimizer.init, shapes)) / _size(shapes), 3),
         "temp_bytes_per_parameter": round(step.memory_analysis().temp_size_in_bytes / _size(shapes), 3),
         "compile_s": round(compile_seconds, 3),
@@ -180,10 +177,7 @@ def measure_torch(name: str, make: Callable, shapes: Mapping, *, repeats: int) -
     ratio = paired_ratio(advance, _stepper(peer_step, peer, random_like(shapes)), repeats=repeats)
     return {
         "name": name,
-        "ratio": round(ratio.median, 4),
-        "ratio_quartiles": [round(ratio.low, 4), round(ratio.high, 4)],
-        "step_ms": round(1e3 * ratio.seconds, 4),
-        "peer_step_ms": round(1e3 * ratio.peer_seconds, 4),
+        **ratio.figures(name="step_ms"),
         "state_bytes_per_parameter": round(state_bytes() / _size(shapes), 3),
     }
 

@@ -216,10 +216,7 @@ def _row(name, candidate, peer, run, repeats, steps, peak):
     memory = jax.local_devices()[0].memory_stats() or {}
     return {
         "name": name,
-        "ratio": round(ratio.median, 4),
-        "ratio_quartiles": [round(ratio.low, 4), round(ratio.high, 4)],
-        "step_ms": round(1e3 * seconds, 3),
-        "peer_step_ms": round(1e3 * ratio.peer_seconds / steps, 3),
+        **ratio.figures(name="step_ms", steps=steps),
         "tokens_per_second": round(tokens / seconds),
         "flops_utilisation": round(tokens * flops_per_token(run.config) / seconds / peak, 4),
         "peak_bytes": memory.get("peak_bytes_in_use"),

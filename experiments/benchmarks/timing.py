@@ -29,13 +29,18 @@ class Ratio(NamedTuple):
     seconds: float
     peer_seconds: float
 
-    def figures(self) -> dict[str, object]:
-        """What a table and its JSON have of it, in milliseconds."""
+    def figures(self, *, name: str = "ms", steps: int = 1) -> dict[str, object]:
+        """What a table and its JSON have of it.
+
+        Args:
+            name: of the candidate's milliseconds; the peer's have ``peer_`` before it.
+            steps: in a call, to have the milliseconds of one.
+        """
         return {
             "ratio": round(self.median, 4),
             "ratio_quartiles": [round(self.low, 4), round(self.high, 4)],
-            "ms": round(1e3 * self.seconds, 4),
-            "peer_ms": round(1e3 * self.peer_seconds, 4),
+            name: round(1e3 * self.seconds / steps, 4),
+            f"peer_{name}": round(1e3 * self.peer_seconds / steps, 4),
         }
 
 
