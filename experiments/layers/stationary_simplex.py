@@ -1,9 +1,10 @@
 """Stationary representations: ten digits are learnt two at a time, while the gallery keeps the features of old models.
 
-The images are noisy, for else 1-NN retrieval is all but perfect from the start. Each model starts as a network
-pretrained on a few digits turned by 90 degrees and learns five tasks of two classes, with 20 examples of every class
-before. Before the third task its backbone is replaced by one that was pretrained on more of the turned digits. As in
-the authors' code, HOC keeps the features near those of the network that training on the task started from.
+The images are noisy, for else 1-NN retrieval is all but perfect from the start. One half of the test images is looked
+up in the other, and the other way round. Each model starts as a network pretrained on a few digits turned by 90 degrees
+and learns five tasks of two classes, with 20 examples of every class before. Before the third task its backbone is
+replaced by one that was pretrained on more of the turned digits. As in the authors' code, HOC keeps the features near
+those of the network that training on the task started from.
 
 The method uses fixed prototypes, pretraining included, and HOC; the baseline is finetuned with a classifier that is
 trained, which it keeps when the backbone is replaced.
@@ -58,15 +59,16 @@ CLAIM = Claim(
         Comparison("what HOC adds to the fixed simplex", baselines=("simplex",)),
         Comparison("HOC with a trainable classifier", baselines=("finetuning_hoc",)),
     ),
-    finding="The gain in compatibility is the same on other seeds, that in accuracy is not sure: an independent "
-    "repetition gives 2.3 points, and is inconclusive. Both parts are needed: HOC makes models compatible, with a "
-    "trained classifier as well, and the fixed simplex makes what is in old galleries easier to find, but is not "
-    "compatible by itself. With a grid that ended at 3e-3 the method's best learning rate was at that edge, and its "
-    "gain in accuracy 2.7 points. The images are so noisy that the models find half of the queries in their own "
-    "galleries.",
+    finding="The gain in compatibility is sure (0.28 on other seeds), that in accuracy lies just below 3 points (2.4 on "
+    "other seeds, 95% interval [1.7, 3.0]), and with as few tuning seeds as usual the baseline's learning rate, 1e-3 or "
+    "3e-3, decided on which side. Both parts are needed: HOC makes models compatible, with a trained classifier as "
+    "well, and the fixed simplex makes what is in old galleries easier to find, but is not compatible by itself. "
+    "Before every image was a query, the shares of retrieved images were so coarse that the gain in compatibility "
+    "was 0.2. The images are so noisy that the models find half of the queries in their own galleries.",
     steps=200,
     smoke_sizes={"pretrain_steps": 2},
-    seeds=16,
+    seeds=32,
+    tuning_seeds=16,
 )
 
 
@@ -130,9 +132,9 @@ def run(key, arm, *, learning_rate, steps, pretrain_steps=400):
 
     start = {"backbone": first, "head": fresh_head(key_head)}
     _, features = jax.lax.scan(learn, start, jnp.arange(TASKS))
-    matrix = compatibility_matrix(
-        features[:, GALLERY:], split.test_y[GALLERY:], features[:, :GALLERY], split.test_y[:GALLERY]
-    )
+    halves = [(features[:, part], split.test_y[part]) for part in (slice(None, GALLERY), slice(GALLERY, None))]
+    matrices = [compatibility_matrix(*queries, *gallery) for queries, gallery in (halves, halves[::-1])]
+    matrix = sum(matrices) / len(matrices)
     newer = jnp.tri(TASKS, k=-1)
     return {
         "score": average_compatibility(matrix),
