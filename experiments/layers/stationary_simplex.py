@@ -59,12 +59,12 @@ CLAIM = Claim(
         Comparison("what HOC adds to the fixed simplex", baselines=("simplex",)),
         Comparison("HOC with a trainable classifier", baselines=("finetuning_hoc",)),
     ),
-    finding="The gain in compatibility is sure (0.28 on other seeds), that in accuracy lies just below 3 points (2.4 on "
-    "other seeds, 95% interval [1.7, 3.0]), and with as few tuning seeds as usual the baseline's learning rate, 1e-3 or "
-    "3e-3, decided on which side. Both parts are needed: HOC makes models compatible, with a trained classifier as "
-    "well, and the fixed simplex makes what is in old galleries easier to find, but is not compatible by itself. "
-    "Before every image was a query, the shares of retrieved images were so coarse that the gain in compatibility "
-    "was 0.2. The images are so noisy that the models find half of the queries in their own galleries.",
+    finding="The gain in compatibility is sure (0.28 on other seeds), that in accuracy lies just below 3 points (2.4 "
+    "on other seeds, 95% interval [1.7, 3.0]), and with as few tuning seeds as usual the baseline's learning rate, "
+    "1e-3 or 3e-3, decided on which side. Both parts are needed: HOC makes models compatible, with a trained "
+    "classifier as well, and the fixed simplex makes what is in old galleries easier to find, but is not compatible by "
+    "itself. Before every image was a query, the shares of retrieved images were so coarse that the gain in "
+    "compatibility was 0.2. The images are so noisy that the models find half of the queries in their own galleries.",
     steps=200,
     smoke_sizes={"pretrain_steps": 2},
     seeds=32,

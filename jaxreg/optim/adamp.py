@@ -344,9 +344,8 @@ def _scale_invariant_view(w, g, delta, channel_axis):
     if w.ndim < 2 or w.size == 0:
         return None
     channels = w.shape[channel_axis]
-    others = tuple(axis for axis in range(w.ndim) if axis != channel_axis % w.ndim)
     # A sum over all is the sum of the channels': one pass serves both views.
-    sums = jnp.stack([jnp.sum(product, others) for product in (g * w, g * g, w * w)])
+    sums = jnp.stack(leaf_sums(lambda g, w: (g * w, g * g, w * w), g, w, keep_axis=channel_axis))
     total = jnp.sum(sums, axis=1, keepdims=True)
 
     def passes(view, width):

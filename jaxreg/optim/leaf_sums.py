@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxreg.typing import Array, Float, checked
 
-PARTS = 4
+PARTS, CHANNEL_PARTS = 6, 12  # of a leaf, and of one that keeps an axis: more of them, or fewer, take longer
 LEAST = 2**14  # entries; below it there is nothing to gain
 
 
@@ -19,7 +19,7 @@ def leaf_sums(
     """Sums of elementwise terms, over all axes or all but one.
 
     On a CPU XLA stores what it is about to sum, which for a large leaf takes longer than the rest of an optimizer's
-    step. There the terms of four parts of the leaf are added first, entry by entry, in one loop that stores a quarter.
+    step. There the terms of a few parts of the leaf are added first, entry by entry, in one loop that stores as little.
 
     >>> import jax.numpy as jnp
     >>> [float(total) for total in leaf_sums(lambda x, y: (x * y, y), jnp.arange(3.0), jnp.ones(3))]
@@ -54,25 +54,28 @@ def _reduced(terms, arrays, combine, reduce, keep_axis):
     on_a_mesh = not jax.typeof(arrays[0]).sharding.mesh.empty
     if on_a_mesh or not summed or arrays[0].size < LEAST:
         return at_once(*arrays)
+    longest = max(summed, key=lambda axis: shape[axis])
+    if keep_axis is not None and shape[longest] < CHANNEL_PARTS:
+        return at_once(*arrays)
 
     def in_parts(*arrays):
-        axes, axis = summed, max(summed, key=lambda axis: shape[axis])
+        axes, axis, count = summed, longest, CHANNEL_PARTS
         if keep_axis is None:
-            arrays, axes, axis = [jnp.ravel(array) for array in arrays], (0,), 0
-        length = arrays[0].shape[axis] // PARTS
+            arrays, axes, axis, count = [jnp.ravel(array) for array in arrays], (0,), 0, PARTS
+        length = arrays[0].shape[axis] // count
 
         def part(start, stop):
             return terms(*(jax.lax.slice_in_dim(array, start, stop, axis=axis) for array in arrays))
 
-        parts = [part(i * length, (i + 1) * length) for i in range(PARTS)]
+        parts = [part(i * length, (i + 1) * length) for i in range(count)]
         # Where sums are left to a library of vector operations, XLA would hand it the additions as well, and store
         # what they add. This operation, which does nothing, is none of the library's.
         folded = (
             jax.lax.clamp(-jnp.inf, functools.reduce(combine, same), jnp.inf) for same in zip(*parts, strict=True)
         )
         reduced = tuple(reduce(term, axes) for term in folded)
-        if rest := arrays[0].shape[axis] - PARTS * length:
-            last = (reduce(term, axes) for term in part(PARTS * length, PARTS * length + rest))
+        if rest := arrays[0].shape[axis] - count * length:
+            last = (reduce(term, axes) for term in part(count * length, count * length + rest))
             reduced = tuple(map(combine, reduced, last))
         return reduced
 
