@@ -67,7 +67,10 @@ def comp_sum(
     """
     check_range("tau", tau, "[0, inf)")
     logits = at_least_float32(logits)
-    return _power(jax.nn.logsumexp(logits, axis=-1) - at_labels(logits, labels), 1.0 - tau)
+    label = at_labels(logits, labels)
+    # What all logits have in common would take the digits of their differences.
+    common = jax.lax.stop_gradient(label)
+    return _power(jax.nn.logsumexp(logits - common[..., None], axis=-1) - (label - common), 1.0 - tau)
 
 
 @checked
@@ -294,11 +297,16 @@ def _power(v, exponent):
 
 def _power_entropy(weights, logs, tau):
     """``((sum_k w_k r_k^(s - 1))^(1 / s) - 1) / (1 - tau)`` with ``s = 1 / (2 - tau)``, for weights that sum to one."""
-    s = 1.0 / jnp.where(tau < 2, 2.0 - tau, 1.0)
-    # Differences from one throughout: with tau near 1, or numbers r near 1, they are all that matters.
-    grown = jnp.sum(jnp.where(weights > 0, weights * jnp.expm1((s - 1.0) * logs), 0.0), axis=-1)
+    tau = jnp.where(tau < 2, tau, 1.0)
+    exponents = jnp.where(weights > 0, (tau - 1.0) / (2.0 - tau) * logs, 0.0)
+    # With tau near 1, or numbers r near 1, differences from one are all that matters.
+    grown = jnp.sum(weights * jnp.expm1(jnp.minimum(exponents, 1.0)), axis=-1)
+    near_one = (jnp.abs(grown) < 0.5) & (jnp.max(exponents, axis=-1) < 1.0)
+    known = jnp.where(weights > 0, weights, 0.0)
+    far = jax.nn.logsumexp(jnp.where(near_one[..., None], 0.0, exponents), axis=-1, b=known)
+    log_sum = jnp.where(near_one, jnp.log1p(jnp.where(near_one, grown, 0.0)), far)
     at_one = tau == 1
-    power = jnp.expm1(jnp.log1p(grown) / s) / jnp.where(at_one, 1.0, 1.0 - tau)
+    power = jnp.expm1((2.0 - tau) * log_sum) / jnp.where(at_one, 1.0, 1.0 - tau)
     return jnp.where(at_one, -jnp.sum(weights * logs, axis=-1), power)
 
 

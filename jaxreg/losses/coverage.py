@@ -123,7 +123,8 @@ def confidence_factor(log_prob: Float[Array, "*batch"], *, n: ScalarLike) -> Flo
         Chen et al., arXiv 2502.07154.
     """
     check_range("n", n, "[1, inf)")
-    log_p = _below_one(log_prob)
+    # Of a probability of zero, the limit.
+    log_p = jnp.maximum(_below_one(log_prob), -1e30)
     return jnp.exp(jnp.log(n) + (n - 1) * _log_one_minus(log_p) + log_p - _log_coverage(log_p, n))
 
 

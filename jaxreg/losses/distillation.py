@@ -146,7 +146,7 @@ def adapt_soft_labels(
         Shen, *FerKD: Surgical Label Adaptation for Efficient Distillation*, ICCV 2023, arXiv 2312.17473.
     """
     check_range("low", low, "[0, inf)")
-    check_range("high", high, "[0, inf)")
+    check_range("high", high, f"[{low}, inf)" if isinstance(low, int | float) else "[0, inf)")
     check_range("smoothing", smoothing, "[0, 1)")
     classes = teacher_probs.shape[-1]
     check_range("number of classes", classes, "[2, inf)")

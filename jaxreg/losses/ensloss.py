@@ -52,7 +52,8 @@ def ensloss(
         Dai, *EnsLoss: Stochastic Calibrated Loss Ensembles for Preventing Overfitting in Classification*, 2024,
         arXiv 2409.00908.
     """
-    margins = (2 * jnp.asarray(labels) - 1) * at_least_float32(scores)
+    scores = at_least_float32(scores)
+    margins = jnp.where(jnp.asarray(labels) > 0, scores, -scores)
     return calibrated_derivatives(key, margins, box_cox=box_cox) * margins
 
 

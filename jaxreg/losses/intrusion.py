@@ -81,7 +81,7 @@ def adamixup_loss(
         The mean loss, at least float32.
 
     Raises:
-        ValueError: ``intrusion_weight`` is negative.
+        ValueError: ``intrusion_weight`` is negative, or the classifier's logits are not of ``targets``' classes.
 
     References:
         Guo et al., *MixUp as Locally Linear Out-Of-Manifold Regularization*, AAAI 2019, arXiv 1809.02499.
@@ -94,6 +94,10 @@ def adamixup_loss(
     mixed = mix(inputs, partner, weight)
 
     logits = at_least_float32(classifier_fn(params, jnp.concatenate([inputs, mixed])))
+    if logits.shape[-1] != targets.shape[-1]:
+        raise ValueError(
+            f"classifier_fn must return logits of the {targets.shape[-1]} classes of targets, got {logits.shape[-1]}"
+        )
     classification = optax.softmax_cross_entropy(logits, jnp.concatenate([targets, mix(targets, partner, weight)]))
     scores = discriminator_fn(params, jnp.concatenate([inputs, unseen, mixed]))
     real = inputs.shape[0] + unseen.shape[0]

@@ -107,10 +107,11 @@ def elr(
     """
     check_range("strength", strength, "[0, inf)")
     check_range("beta", beta, "[0, 1)")
-    log_p = jax.nn.log_softmax(at_least_float32(logits))
-    p = _clipped(log_p)
+    logits = at_least_float32(logits)
+    log_sum = jax.nn.logsumexp(logits, axis=-1)
+    p = _clipped(logits - log_sum[:, None])
     target, state = _update(state, index, p / jnp.sum(p, axis=-1, keepdims=True), beta)
-    cross_entropy = -at_labels(log_p, labels)
+    cross_entropy = log_sum - at_labels(logits, labels)
     return cross_entropy + strength * _log_disagreement(p, target), state
 
 

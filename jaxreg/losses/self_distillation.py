@@ -103,6 +103,9 @@ def pskd(
     of_label = 1 - alpha * jnp.sum(past, axis=-1)
     log_sum = jax.nn.logsumexp(logits, axis=-1)
     losses = log_sum - of_label * at_labels(logits, labels) - alpha * jnp.sum(past * logits, axis=-1)
+    # Shares are not negative: this is log_sum. But now nothing can be put into the table before the past has been taken
+    # out, and XLA need not copy the whole table to have both.
+    log_sum = jnp.where(of_label < -jnp.inf, 0.0, log_sum)
     now = jnp.exp(jax.lax.stop_gradient(logits - log_sum[:, None])).astype(state.past.dtype)
     return losses, PskdState(state.past.at[index].set(now))
 

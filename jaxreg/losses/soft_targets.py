@@ -29,7 +29,8 @@ def soft_cross_entropy(
         targets: ``t``, probabilities of the classes. They need not sum to one: a row of zeros is an example left out.
 
     Returns:
-        The loss of each example, at least float32. No gradient flows through ``targets``.
+        The loss of each example, at least float32, and as exact as that is for numbers of the logits' size. No gradient
+        flows through ``targets``.
     """
     f, t = at_least_float32(logits), jax.lax.stop_gradient(at_least_float32(targets))
     # Sums over classes only: the logarithms of all probabilities would be an array of their own.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxreg.precision import at_least_float32, widened
 from jaxreg.typing import Array, Float, PyTree, ScalarLike, checked
-from jaxreg.validation import check_range
+from jaxreg.validation import check_range, check_same_shapes
 
 
 @checked
@@ -29,10 +29,14 @@ def anchor_distance(
     Returns:
         The sum over all weights, at least float32.
 
+    Raises:
+        ValueError: ``anchor`` differs in structure or shapes.
+
     References:
         Fan et al., *SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency in Both Image
         Classification and Generation*, ICLR 2024, arXiv 2310.12508 (``l1``).
     """
+    check_same_shapes("anchor", anchor, params)
 
     def of_leaf(theta, star):
         difference = at_least_float32(theta) - jax.lax.stop_gradient(at_least_float32(star))
@@ -64,12 +68,14 @@ def ewc(
         The penalty, at least float32.
 
     Raises:
-        ValueError: ``lam`` is negative.
+        ValueError: ``lam`` is negative, or ``anchor`` or ``fisher`` differs in structure or shapes.
 
     References:
         Kirkpatrick et al., *Overcoming catastrophic forgetting in neural networks*, PNAS 2017, arXiv 1612.00796.
     """
     check_range("lam", lam, "[0, inf)")
+    check_same_shapes("anchor", anchor, params)
+    check_same_shapes("fisher", fisher, params)
 
     def of_leaf(theta, star, importance):
         star, importance = jax.lax.stop_gradient((at_least_float32(star), at_least_float32(importance)))

@@ -176,8 +176,8 @@ def project_spectral(params: PyTree[Float[Array, "..."]], *, bound: ScalarLike) 
         bound: ``alpha > 0``.
 
     Returns:
-        The parameters, in their own dtypes. Norms are bounded from above (:func:`spectral_norm_bound`), so that a layer
-        may be up to a hundredth smaller than it has to be.
+        The parameters, in their own dtypes. Norms are bounded from above (:func:`spectral_norm_bound`), rounding
+        included, so that a layer may be a hundredth smaller than it has to be; in bfloat16 a few hundredths.
 
     Raises:
         ValueError: ``bound`` is not positive, or there is no matrix named ``kernel``.
@@ -199,8 +199,10 @@ def project_spectral(params: PyTree[Float[Array, "..."]], *, bound: ScalarLike) 
     def project(path, leaf):
         if not is_layer(path, leaf):
             return leaf
-        norm = spectral_norm_bound(leaf)
-        return (leaf * jnp.where(norm > each, each / jnp.where(norm > 0, norm, 1.0), 1.0)).astype(leaf.dtype)
+        wide, norm = at_least_float32(leaf), spectral_norm_bound(leaf)
+        # Rounding the entries adds a matrix of at most this norm.
+        rounding = jnp.finfo(leaf.dtype).eps / 2 * _frobenius(wide)
+        return (wide * jnp.where(norm > each, each / (norm + rounding), 1.0)).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(project, params)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, PyTree, ScalarLike, checked
-from jaxreg.validation import check_range
+from jaxreg.validation import check_range, check_same_shapes
 
 
 @checked
@@ -40,7 +40,7 @@ def repulsion(
         The penalty, at least float32.
 
     Raises:
-        ValueError: ``gamma`` is not positive or ``weight`` negative.
+        ValueError: ``gamma`` is not positive, ``weight`` negative, or ``adapted`` not like ``params``.
 
     References:
         Tiwary et al., *Adapt then Unlearn: Exploring Parameter Space Semantics for Unlearning in Generative
@@ -49,6 +49,7 @@ def repulsion(
     """
     check_range("gamma", gamma, "(0, inf)")
     check_range("weight", weight, "[0, inf)")
+    check_same_shapes("adapted", adapted, params, leading=["models"])
 
     def of_array(theta, others):
         others = jax.lax.stop_gradient(at_least_float32(others))

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxreg.penalties import pairwise_lipschitz_violation
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, Int, PyTree, ScalarLike, checked
-from jaxreg.validation import check_range
+from jaxreg.validation import check_range, check_same_shapes
 
 
 class Trajectory(NamedTuple):
@@ -68,13 +68,14 @@ def imitation_lagrangian(
         The Lagrangian, at least float32, and the violation of each edge.
 
     Raises:
-        ValueError: ``bound`` is negative.
+        ValueError: ``bound`` is negative, or the policy's outputs have not the shape of ``actions``.
 
     References:
         Al Makdah et al., *Learning Lipschitz Feedback Policies from Expert Demonstrations: Closed-Loop Guarantees,
         Generalization and Robustness*, 2022, arXiv 2103.16629.
     """
     outputs = apply_fn(params, states)
+    check_same_shapes("apply_fn(params, states)", outputs, actions)
     violation = pairwise_lipschitz_violation(outputs, states, edges, bound=bound)
     error = jnp.sum(jnp.square(at_least_float32(outputs) - actions), axis=-1)
     return jnp.mean(error) + jnp.sum(jax.lax.stop_gradient(multipliers) * violation), violation
@@ -98,7 +99,7 @@ def rollout(
         disturbances: ``delta``, of the measurements; zero for the nominal loop.
 
     Returns:
-        States and actions.
+        States and actions, the states in the wider dtype of the two.
 
     References:
         Al Makdah et al., *Learning Lipschitz Feedback Policies from Expert Demonstrations: Closed-Loop Guarantees,
@@ -109,7 +110,9 @@ def rollout(
         action = policy(state + disturbance)
         return dynamics(state, action), (state, action)
 
-    last, (states, actions) = jax.lax.scan(step, jnp.asarray(initial_state), jnp.asarray(disturbances))
+    dtype = jnp.result_type(initial_state, disturbances)
+    start, disturbances = (jnp.asarray(x, dtype) for x in (initial_state, disturbances))
+    last, (states, actions) = jax.lax.scan(step, start, disturbances)
     return Trajectory(jnp.concatenate([states, last[None]]), actions)
 
 

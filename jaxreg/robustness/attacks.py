@@ -19,7 +19,7 @@ from jaxreg.axes import per_example
 from jaxreg.linalg import root
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, PRNGKeyArray, PyTree, ScalarLike, checked
-from jaxreg.validation import check_range
+from jaxreg.validation import check_ascending, check_range
 
 Limit = ScalarLike | Float[Array, "..."]
 
@@ -64,7 +64,8 @@ def fgsm(
         The changed inputs, in the dtype of ``inputs``. No gradient flows through them.
 
     Raises:
-        ValueError: ``epsilon`` is negative, or ``bounds`` are not in ascending order.
+        ValueError: ``epsilon`` is negative, ``bounds`` are not in ascending order, or ``loss_fn`` does not return one
+            loss per example.
 
     References:
         Goodfellow et al., *Explaining and Harnessing Adversarial Examples*, ICLR 2015, arXiv 1412.6572.
@@ -72,7 +73,7 @@ def fgsm(
     _check(epsilon, bounds)
     params, inputs, targets = jax.lax.stop_gradient((params, inputs, targets))
     x = at_least_float32(inputs)
-    gradient = jax.grad(lambda x: jnp.sum(loss_fn(at_least_float32(apply_fn(params, x)), targets)))(x)
+    gradient = jax.grad(lambda x: jnp.sum(_losses(loss_fn, apply_fn, params, x, targets)))(x)
     changed = _into_bounds(x + epsilon * _steepest(gradient, norm), bounds)
     return jax.lax.stop_gradient(changed).astype(inputs.dtype)
 
@@ -128,8 +129,8 @@ def pgd(
         The changed inputs, in the dtype of ``inputs``. No gradient flows through them.
 
     Raises:
-        ValueError: ``epsilon``, ``step_size``, ``steps`` or ``restarts`` is out of its range, or ``bounds`` are not in
-            ascending order.
+        ValueError: ``epsilon``, ``step_size``, ``steps`` or ``restarts`` is out of its range, ``bounds`` are not in
+            ascending order, or ``loss_fn`` does not return one loss per example.
 
     References:
         Madry et al., *Towards Deep Learning Models Resistant to Adversarial Attacks*, ICLR 2018, arXiv 1706.06083.
@@ -142,7 +143,7 @@ def pgd(
     centre = at_least_float32(inputs)
 
     def losses(x):
-        values = loss_fn(at_least_float32(apply_fn(params, x)), targets)
+        values = _losses(loss_fn, apply_fn, params, x, targets)
         return jnp.sum(values), values
 
     def project(x):
@@ -213,8 +214,15 @@ def project_to_ball(
 
 def _check(epsilon, bounds):
     check_range("epsilon", epsilon, "[0, inf)")
-    if bounds is not None and all(isinstance(limit, int | float) for limit in bounds) and not bounds[0] < bounds[1]:
-        raise ValueError(f"bounds must be in ascending order, got {bounds}")
+    if bounds is not None:
+        check_ascending("bounds", bounds)
+
+
+def _losses(loss_fn, apply_fn, params, x, targets):
+    values = loss_fn(at_least_float32(apply_fn(params, x)), targets)
+    if values.shape != x.shape[:1]:
+        raise ValueError(f"loss_fn must return one loss per example, shape {x.shape[:1]}, got {values.shape}")
+    return values
 
 
 def _into_bounds(x, bounds):

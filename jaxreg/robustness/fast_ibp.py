@@ -144,7 +144,7 @@ def fast_ibp_loss(
     r"""A loss of the worst margins within a box, plus both penalties while the box still grows.
 
     .. math:: \ell_i = L(-\underline{m}, y)
-        + \lambda \Bigl(1 - \frac{\epsilon_t}{\epsilon}\Bigr) (L_{\text{tightness}} + L_{\text{relu}})
+        + \lambda \max\Bigl(0, 1 - \frac{\epsilon_t}{\epsilon}\Bigr) (L_{\text{tightness}} + L_{\text{relu}})
 
     with margins of :func:`robust_margins`. ``strength=0`` is training by interval bounds as such.
 
@@ -186,7 +186,7 @@ def fast_ibp_loss(
     margins = robust_margins(kernel, bias, lower, upper, labels)
     penalty = tightness_penalty(box, preactivations, tolerance=tolerance)
     penalty += relu_balance_penalty(preactivations, tolerance=tolerance)
-    return loss_fn(-margins, labels) + strength * (1 - epsilon / max_epsilon) * penalty
+    return loss_fn(-margins, labels) + strength * jnp.maximum(1 - epsilon / max_epsilon, 0.0) * penalty
 
 
 def _check(tolerance, preactivations):

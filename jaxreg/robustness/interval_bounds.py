@@ -26,6 +26,7 @@ from jaxreg.robustness.interval_rules import (
     has_varying_indices,
     lower_end,
     monotone_outputs,
+    outputs_bent_at_zero,
     upper_end,
 )
 from jaxreg.typing import PyTree, checked
@@ -45,6 +46,9 @@ MONOTONE = (
     "squareplus",
 )
 """Functions of ``jax.nn`` that are made of several operations and never decrease."""
+
+BENT_AT_ZERO = ("celu", "elu", "leaky_relu", "squareplus")
+"""Those of them that have a parameter. With a negative one they may fall on one side of 0."""
 
 
 class NetworkBounds(NamedTuple):
@@ -158,7 +162,12 @@ def _propagate(eqn, operands, monotone):
     if not intervals:
         return bind(eqn, operands), []
     if name in _CALLS:
-        if _called(eqn) in monotone:
+        called = _called(eqn)
+        if called in BENT_AT_ZERO and called in monotone:
+            x, *parameters = operands
+            if not any(isinstance(parameter, Bounds) for parameter in parameters):
+                return outputs_bent_at_zero(eqn, x, parameters), intervals
+        elif called in monotone:
             return monotone_outputs(eqn, operands, "+"), intervals
         return _call(eqn, operands, monotone)
     if name in DIRECTIONS and not has_varying_indices(DIRECTIONS[name], operands):

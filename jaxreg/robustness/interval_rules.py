@@ -37,7 +37,7 @@ def bind(eqn, operands):
 DIRECTIONS = dict.fromkeys(
     [
         "add", "add_any", "asinh", "atan", "broadcast_in_dim", "cbrt", "ceil", "clamp", "concatenate",
-        "convert_element_type", "copy", "copy_p", "cumlogsumexp", "cummax", "cummin", "cumsum", "device_put", "erf",
+        "copy", "copy_p", "cumlogsumexp", "cummax", "cummin", "cumsum", "device_put", "erf",
         "erf_inv", "exp", "exp2", "expand_dims", "expm1", "floor", "log", "log1p", "logistic", "max", "min", "name",
         "optimization_barrier", "pad", "reduce_max", "reduce_min", "reduce_precision", "reduce_sum",
         "reduce_window_max", "reduce_window_min", "reduce_window_sum", "reshape", "rev", "round", "sharding_constraint",
@@ -72,6 +72,17 @@ def monotone_outputs(eqn, operands, directions):
     lowers = bind(eqn, [upper_end(operand) if sign == "-" else lower_end(operand) for sign, operand in pairs])
     uppers = bind(eqn, [lower_end(operand) if sign == "-" else upper_end(operand) for sign, operand in pairs])
     return [Bounds(a, b) for a, b in zip(lowers, uppers, strict=True)]
+
+
+def outputs_bent_at_zero(eqn, x, parameters):
+    """Of a function that rises or falls on either side of 0: the extremes are at the ends, or at 0 between them."""
+    at_lower, at_zero, at_upper = (
+        bind(eqn, [point, *parameters])[0] for point in (x.lower, jnp.zeros_like(x.lower), x.upper)
+    )
+    ends = Bounds(jnp.minimum(at_lower, at_upper), jnp.maximum(at_lower, at_upper))
+    bent = (x.lower < 0) & (x.upper > 0)
+    lower, upper = jnp.minimum(ends.lower, at_zero), jnp.maximum(ends.upper, at_zero)
+    return [Bounds(jnp.where(bent, lower, ends.lower), jnp.where(bent, upper, ends.upper))]
 
 
 def lower_end(value):
@@ -170,6 +181,13 @@ def _select(eqn, which, *cases):
     return Bounds(jnp.where(which.lower, lower_end(chosen), lower), jnp.where(which.lower, upper_end(chosen), upper))
 
 
+def _convert(eqn, value):
+    if jnp.issubdtype(eqn.params["new_dtype"], jnp.bool_):  # whether it is not zero
+        lower, upper = value
+        return Bounds((lower > 0) | (upper < 0), (lower != 0) | (upper != 0))
+    return monotone_outputs(eqn, [value], "+")[0]
+
+
 def _is_finite(eqn, value):
     return Bounds(jnp.isfinite(value.lower) & jnp.isfinite(value.upper), jnp.ones_like(value.lower, bool))
 
@@ -177,6 +195,7 @@ def _is_finite(eqn, value):
 RULES = {
     "abs": lambda eqn, value: _abs(value),
     "conv_general_dilated": _bilinear,
+    "convert_element_type": _convert,
     "div": _div,
     "dot_general": _bilinear,
     "integer_pow": _integer_pow,

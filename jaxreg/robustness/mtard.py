@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxreg.losses import soft_cross_entropy
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, Int, ScalarLike, checked
-from jaxreg.validation import check_range
+from jaxreg.validation import check_ascending, check_range
 
 
 class MtardState(NamedTuple):
@@ -69,7 +69,7 @@ def mtard_update(
     weight_lr: ScalarLike = 0.025,
     beta: ScalarLike = 1.0,
     temperature_lr: ScalarLike = 1e-3,
-    temperature_range: tuple[float, float] = (1.0, 10.0),
+    temperature_range: tuple[ScalarLike, ScalarLike] = (1.0, 10.0),
 ) -> tuple[Float[Array, "batch"], MtardState]:
     r"""MTARD: distillation from two teachers, with balanced weights and temperatures.
 
@@ -110,8 +110,9 @@ def mtard_update(
     check_range("weight_lr", weight_lr, "[0, 1]")
     check_range("beta", beta, "[0, inf)")
     check_range("temperature_lr", temperature_lr, "[0, inf)")
-    if not 0 < temperature_range[0] < temperature_range[1]:
-        raise ValueError(f"temperature_range must be positive and in ascending order, got {temperature_range}")
+    low, high = temperature_range
+    check_range("the first of temperature_range", low, "(0, inf)")
+    check_ascending("temperature_range", temperature_range)
     losses_nat, entropy_nat = _divergence(student_nat, teacher_nat, state.temperature_nat)
     losses_adv, entropy_adv = _divergence(student_adv, teacher_adv, state.temperature_adv)
     mean_nat, mean_adv = (jax.lax.stop_gradient(jnp.mean(losses)) for losses in (losses_nat, losses_adv))
@@ -122,7 +123,6 @@ def mtard_update(
     gap = _log_ratio(mean_nat, initial_nat) - _log_ratio(mean_adv, initial_adv)
     weight = state.weight_nat - weight_lr * (state.weight_nat - jax.nn.sigmoid(beta * gap))
     change = temperature_lr * jnp.sign(entropy_adv - entropy_nat)
-    low, high = temperature_range
     new = MtardState(
         weight,
         jnp.clip(state.temperature_nat + change, low, high),
@@ -131,6 +131,7 @@ def mtard_update(
         initial_adv,
         state.step + 1,
     )
+    new = jax.tree.map(lambda kept, old: kept.astype(old.dtype), new, state)
     return weight * losses_nat + (1 - weight) * losses_adv, jax.lax.stop_gradient(new)
 
 

@@ -112,8 +112,10 @@ def flexible_decision(
     r"""Predicts no class, one, or several.
 
     .. math::
-        \emptyset \text{ if } I > r, \qquad \{k : p_k \ge \tfrac12\} \text{ else if } C > c, \qquad
-        \{\arg\max_k b_k\} \text{ otherwise}
+        \emptyset \text{ if } I > r, \qquad \{k : p_k \ge \tfrac12\} \cup \{\arg\max_k b_k\} \text{ else if } C > c,
+        \qquad \{\arg\max_k b_k\} \text{ otherwise}
+
+    The second is a set of one where many classes are conflicting and none is plausible.
 
     Args:
         belief: ``b``, of :func:`singleton_opinion`.
@@ -138,5 +140,5 @@ def flexible_decision(
     check_range("combine", combine, "[0, 1]")
     belief, plausibilities = jnp.asarray(belief), jnp.asarray(plausibilities)
     most_believed = jax.nn.one_hot(jnp.argmax(belief, axis=-1), belief.shape[-1], dtype=bool)
-    predicted = jnp.where((confusion > combine)[..., None], plausibilities >= 0.5, most_believed)
-    return predicted & ~(ignorance > reject)[..., None]
+    several = (confusion > combine)[..., None] & (plausibilities >= 0.5)
+    return (most_believed | several) & ~(ignorance > reject)[..., None]

@@ -71,6 +71,15 @@ def test_shape_and_jit(case):
     assert_trees_close(jax.jit(case.__call__)(**arguments), eager, rtol=2e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if "labels" in case.parameters], ids=str)
+def test_labels_may_be_unsigned(case):
+    arguments = case.arguments()
+    names = [name for name in ("labels", "partner_labels") if name in arguments]
+    unsigned = arguments | {name: jnp.asarray(arguments[name], jnp.uint8) for name in names}
+    run = jax.jit(case.__call__)
+    jax.tree.map(np.testing.assert_array_equal, run(**unsigned), run(**arguments))
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if case.per_example], ids=str)
 def test_examples_do_not_mix(case):
     """vmap over examples, each a batch of its own, equals the batch; and the state changes in the rows of the batch."""

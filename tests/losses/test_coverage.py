@@ -74,3 +74,7 @@ def test_sequences_of_extreme_logits_have_finite_gradients():
     losses, gradients = jax.jit(jax.vmap(jax.value_and_grad(total)))(jnp.array([[easy, -easy], [-easy, easy]]))
     np.testing.assert_allclose(losses, 4e4 - np.log(16), rtol=1e-6)
     assert np.isfinite(gradients).all()
+
+
+def test_of_what_has_no_probability_the_factor_is_one():
+    np.testing.assert_array_equal(factor(np.array([-np.inf], np.float32), 4), [1.0])

@@ -94,6 +94,10 @@ class TestAdaptSoftLabels:
         targets, _ = adapt_soft_labels(probs, RNG.integers(0, 5, 50), low=0.1, high=0.4, smoothing=0.3)
         np.testing.assert_allclose(targets.sum(-1), 1.0, rtol=1e-6)
 
+    def test_thresholds_are_in_order(self):
+        with pytest.raises(ValueError, match=r"high must be in \[0.5, inf\), got 0.3"):
+            adapt_soft_labels(np.ones((3, 2), np.float32), np.zeros(3, int), low=0.5, high=0.3)
+
     def test_one_class_is_refused(self):
         with pytest.raises(ValueError, match=r"number of classes must be in \[2, inf\), got 1"):
             adapt_soft_labels(np.ones((3, 1), np.float32), np.zeros(3, int))

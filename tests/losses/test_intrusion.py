@@ -110,3 +110,8 @@ def test_a_blind_discriminator_adds_a_constant():
 def test_negative_weights_are_refused():
     with pytest.raises(ValueError, match=r"^intrusion_weight must be in \[0, inf\), got -1.0"):
         loss(PARAMS, X, TARGETS, UNSEEN, KEY, intrusion_weight=-1.0)
+
+
+def test_classes_are_those_of_the_targets():
+    with pytest.raises(ValueError, match=r"classifier_fn must return logits of the 2 classes of targets, got"):
+        loss(PARAMS, X, TARGETS[:, :2], UNSEEN, KEY)

@@ -59,3 +59,11 @@ def test_gradients_are_squared_before_the_mean():
     fisher = fisher_diagonal(lambda w, x: w * x, jnp.array(1.0, jnp.bfloat16), jnp.array([3.0, -3.0], jnp.bfloat16))
     assert float(fisher) == 9.0
     assert fisher.dtype == jnp.float32
+
+
+def test_nothing_is_broadcast():
+    column, vector = {"bias": jnp.zeros([3, 1])}, {"bias": jnp.ones(3)}
+    with pytest.raises(ValueError, match=r"anchor\['bias'\] must have shape \[3\], got \[3, 1\]"):
+        anchor_distance(vector, column)
+    with pytest.raises(ValueError, match=r"fisher\['bias'\] must have shape \[3\], got \[\]"):
+        ewc(vector, vector, {"bias": jnp.ones([])}, lam=1.0)

@@ -123,6 +123,19 @@ class TestProjectSpectral:
         for name, layer in scaled["params"].items():
             np.testing.assert_array_equal(layer["bias"], self.params["params"][name]["bias"])
 
+    def test_rounding_does_not_exceed_the_bound(self):
+        """Nearest to 0.3 in bfloat16 is 0.30078; a matrix of rank one has its norm in few entries' direction."""
+        factors = np.sign(RNG.normal(size=(40, 2, 64)))
+        kernels = np.einsum("ni,nj->nij", *np.moveaxis(factors, 1, 0)).astype(jnp.bfloat16)
+        project = jax.jit(jax.vmap(lambda kernel: project_spectral({"kernel": kernel}, bound=0.3)["kernel"]))
+        for given in (jnp.ones([1, 1, 1], jnp.bfloat16), kernels):
+            once = project(given)
+            norms = np.linalg.norm(np.asarray(once, np.float64), 2, axis=(1, 2))
+            assert once.dtype == jnp.bfloat16
+            assert (norms <= 0.3).all()
+            assert (norms >= 0.28).all()
+            np.testing.assert_array_equal(project(once), once)
+
     def test_there_must_be_layers(self):
         with pytest.raises(ValueError, match="params must have matrices named 'kernel'"):
             project_spectral({"bias": jnp.ones(3)}, bound=1.0)

@@ -65,3 +65,8 @@ def test_no_gradient_reaches_the_adapted_models():
 def test_bad_hyperparameters_are_named(name, value):
     with pytest.raises(ValueError, match=f"{name} must be in"):
         repulsion(jnp.ones(2), jnp.ones([1, 2]), **{name: value})
+
+
+def test_models_are_like_the_parameters():
+    with pytest.raises(ValueError, match=r"adapted must have shape \[models, 3\], got \[2, 4, 3\]"):
+        repulsion(jnp.ones(3), jnp.zeros([2, 4, 3]))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxreg.penalties import neighbor_edges
 from jaxreg.rl import (
@@ -116,3 +117,14 @@ def test_linear_bound_holds_in_simulation_and_is_of_the_right_size():
         states.append(A @ states[-1] + B @ action)
     late = np.linalg.norm(states[200:], axis=1).max()
     assert 0.05 * float(bound) < late <= float(bound)
+
+
+def test_a_policy_of_other_outputs_is_refused():
+    states, actions, edges = jnp.zeros([5, 2]), jnp.zeros([5, 3]), jnp.array([[0, 1]])
+    with pytest.raises(ValueError, match=r"apply_fn\(params, states\) must have shape \[5, 3\], got \[5, 1\]"):
+        imitation_lagrangian(lambda _, x: x[:, :1], None, states, actions, edges, jnp.zeros(1), bound=1.0)
+
+
+def test_a_half_precision_start_takes_disturbances_of_single():
+    trajectory = rollout(lambda x, u: x + u, lambda x: -0.5 * x, jnp.ones(2, jnp.bfloat16), jnp.zeros([3, 2]))
+    np.testing.assert_allclose(trajectory.states[:, 0], 0.5 ** np.arange(4))

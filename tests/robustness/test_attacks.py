@@ -213,3 +213,16 @@ def test_wrong_settings_are_refused(wrong, message):
     settings = {"epsilon": 0.1, "step_size": 0.1, "loss_fn": identity, **wrong}
     with pytest.raises(ValueError, match=message):
         pgd(score, WEIGHTS, INPUTS, None, KEY, **settings)
+
+
+@pytest.mark.parametrize("loss_fn", [lambda outputs, _: outputs, lambda outputs, _: outputs.sum()])
+def test_there_is_one_loss_for_each_example(loss_fn):
+    def outputs(weights, x):
+        return jnp.stack([x.reshape(len(x), -1).sum(-1)] * 2, -1)
+
+    for attack in (
+        lambda **settings: fgsm(outputs, WEIGHTS, INPUTS, None, **settings),
+        lambda **settings: pgd(outputs, WEIGHTS, INPUTS, None, KEY, step_size=0.1, **settings),
+    ):
+        with pytest.raises(ValueError, match=rf"must return one loss per example, shape \({len(INPUTS)},\), got"):
+            attack(epsilon=0.1, loss_fn=loss_fn)

@@ -100,7 +100,7 @@ class TestLoss:
         expected = optax.softmax_cross_entropy_with_integer_labels(logits, self.labels)
         np.testing.assert_allclose(run(self.params, 0.0, 0.0), expected, rtol=1e-4, atol=1e-5)
         # NumPy: the box cut at 0 and 1, one affine layer, ReLU, margins of the merged last layer.
-        for epsilon in (0.1, 0.2):
+        for epsilon in (0.1, 0.2, 0.3):
             low, high = np.clip(self.inputs - epsilon, 0, 1), np.clip(self.inputs + epsilon, 0, 1)
             positive, negative = np.maximum(self.params, 0), np.minimum(self.params, 0)
             before = Bounds(low @ positive + high @ negative, high @ positive + low @ negative)
@@ -117,7 +117,7 @@ class TestLoss:
             worst = optax.softmax_cross_entropy_with_integer_labels(-margins, self.labels)
             penalty = tightness_penalty(Bounds(low, high), [before]) + relu_balance_penalty([before])
             np.testing.assert_allclose(
-                run(self.params, epsilon, 0.5), worst + 0.5 * (1 - epsilon / 0.2) * penalty, rtol=1e-4
+                run(self.params, epsilon, 0.5), worst + 0.5 * max(1 - epsilon / 0.2, 0) * penalty, rtol=1e-4
             )
         gradient = jax.jit(jax.grad(lambda params, epsilon: loss(params, epsilon, 0.5).sum()))
         for epsilon in (0.0, 0.1):

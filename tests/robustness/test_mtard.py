@@ -107,9 +107,19 @@ def test_gradient_is_that_of_the_weighted_losses_alone():
         ({"weight_lr": 1.5}, r"weight_lr must be in \[0, 1\], got 1.5"),
         ({"beta": -1.0}, r"beta must be in \[0, inf\), got -1.0"),
         ({"temperature_lr": -1.0}, r"temperature_lr must be in \[0, inf\), got -1.0"),
-        ({"temperature_range": (3.0, 1.0)}, r"temperature_range must be positive and in ascending order, got"),
+        ({"temperature_range": (3, 1)}, r"temperature_range must be in ascending order, got \(3, 1\)"),
+        ({"temperature_range": (0.0, 1.0)}, r"the first of temperature_range must be in \(0, inf\), got 0.0"),
     ],
 )
 def test_wrong_settings_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         mtard_update(mtard_init(), *LOGITS, **wrong)
+
+
+def test_state_keeps_its_precision_and_the_range_may_be_traced():
+    with jax.enable_x64(True):
+        logits = [jnp.asarray(x, jnp.float64) for x in LOGITS]
+        run = jax.jit(lambda state, low: mtard_update(state, *logits, temperature_range=(low, 10))[1])
+        before = mtard_init()
+        after = run(before, 1)
+    assert [leaf.dtype for leaf in after] == [leaf.dtype for leaf in before]

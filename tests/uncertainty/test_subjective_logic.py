@@ -90,6 +90,12 @@ class TestFlexibleDecision:
         np.testing.assert_array_equal(self.decide(), expected)
         np.testing.assert_array_equal(self.decide(combine=0.4)[3], [1, 1, 1])
 
+    def test_conflict_among_many_of_which_none_is_plausible_is_no_ignorance(self):
+        p = jnp.full(10, 0.3).at[4].set(0.31)
+        opinion = singleton_opinion(p)
+        assert opinion.confusion > 0.5 > opinion.ignorance
+        np.testing.assert_array_equal(flexible_decision(*opinion, p), np.arange(10) == 4)
+
     def test_never_rejecting_or_combining_is_the_argmax(self):
         np.testing.assert_array_equal(self.decide(reject=1.0, combine=1.0), np.eye(3)[[0, 0, 0, 0]])
 
