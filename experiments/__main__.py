@@ -149,6 +149,11 @@ def choose_devices(wanted: int | None) -> list[jax.Device]:
     return devices[:wanted]
 
 
+def usable_cores() -> int:
+    """Cores that this process may use; where the system does not tell, as macOS, all there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def write_report(args: Report) -> int:
     """Regenerates RESULTS.md, the README's table and the plots, with the claim files' present findings."""
     from experiments.harness import family_table, report
@@ -176,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     if jax.config.jax_num_cpu_devices < 1:  # XLA takes a CPU for one device; here every core is one
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", usable_cores())
     code = main()
     if code == INTERRUPTED:
         # XLA's threads may still be computing, and crash in an orderly exit that takes their memory away.

@@ -28,13 +28,13 @@ from experiments.harness import mesh, results, run_plots
 from experiments.harness.combination import COMBINATION
 from experiments.harness.consistency_settings import Settings
 from experiments.harness.consistency_training import ConsistencyTraining
-from experiments.harness.journal import METRICS, read_journal
+from experiments.harness.journal import METRICS, read_journal, series
 from experiments.harness.run_settings import DeviceSettings
 from experiments.harness.sample_plots import plot_samples
 from experiments.harness.trainer import Upkeep
 from experiments.harness.training_run import carry_out, read_settings, read_state, run_command, take_directory
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False, emoji=False)
 
 Grouped = tyro.conf.OmitArgPrefixes
 
@@ -69,7 +69,7 @@ def train(
     settings = settings.complete()
     workdir = workdir or default_workdir(settings)
     run = ConsistencyTraining(settings, devices)
-    run.optimizer()  # or what is wrong with it would be known only after the directory is taken
+    run.check()  # or what is wrong would be known only after the directory is taken
     shapes = run.shapes()
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes.params))
 
@@ -152,8 +152,9 @@ def _picture(run, samples, path, shown=None):
 def _summarize(workdir, metric):
     lines = read_journal(workdir / METRICS)
     if any("loss" in line for line in lines):
-        for line in [line for line in lines if metric in line][-1:]:
-            value = f"{line[metric]:.4f}, after step {line['step']}"
+        steps, distances = series(lines, metric)
+        if distances.size:
+            value = f"{distances[-1]:.4f}, after step {steps[-1]}"
             console.print(f"{METRICS_IN_WORDS[metric]} of the averaged parameters' samples to held-out data: {value}")
         labels = {"loss": "loss", metric: METRICS_IN_WORDS[metric]}
         console.print(f"plot: {run_plots.plot_run(workdir, labels)}", soft_wrap=True)

@@ -1,9 +1,9 @@
 """Pretrains a Llama-style language model, on anything from a laptop to a TPU pod, and shows where training breaks.
 
     python -m experiments.pretrain                              # `tiny` on Python's documentation, minutes on two cores
-    python -m experiments.pretrain --optimizer spam --option reset_every=200 --spike-probability 0.02
+    python -m experiments.pretrain --optimizer spam --option reset_every=200 --spike-probability .02 --workdir runs/spam
     python -m experiments.pretrain --preset 130m --data hf:allenai/c4:en --tokenizer hf:t5-base --dtype bfloat16
-    python -m experiments.pretrain --sweep learning_rate=1e-3,1e-2,1e-1   # side by side, for the sensitivity to it
+    python -m experiments.pretrain --sweep learning_rate=1e-3,3e-3,1e-2,3e-2    # side by side: sensitivity to the rate
     python -m experiments.pretrain replay --step 500 --optimizer stable_spam    # what if, from the checkpoint before
     python -m experiments.pretrain generate --prompt "def "     # a sample from the last checkpoint
 
@@ -13,9 +13,9 @@ SIGTERM and control-C save and stop; what a killed run has lost is what came aft
 """
 
 import dataclasses
-import math
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,15 +27,16 @@ from rich.console import Console
 from experiments.harness import mesh, results, run_plots, sweeps
 from experiments.harness.checkpoints import Checkpoints
 from experiments.harness.generation import generate as sample
-from experiments.harness.journal import METRICS, Journal, read_journal
+from experiments.harness.journal import METRICS, Journal, read_journal, series
 from experiments.harness.llama import parameter_count
 from experiments.harness.pretraining import Pretraining, Settings, adopt_state
 from experiments.harness.progress import TrainingProgress
 from experiments.harness.run_settings import DeviceSettings, Several
+from experiments.harness.train_step import TrainState
 from experiments.harness.trainer import Upkeep, fit, steps_taken
 from experiments.harness.training_run import carry_out, read_settings, read_state, run_command, start, take_directory
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False, emoji=False)
 
 Grouped = tyro.conf.OmitArgPrefixes
 
@@ -68,13 +69,17 @@ def train(
     """
     mesh.join_hosts(devices.coordinator, devices.processes, devices.process)
     settings = settings.complete()
-    workdir = workdir or Path("runs") / (settings.model.preset + ("" if sweep is None else "-sweep"))
-    run = Pretraining(settings, devices)
-    run.optimizer()  # or what is wrong with it would be known only after the directory is taken
     grid = None if sweep is None else sweeps.parse_sweep(sweep)
+    workdir = workdir or default_workdir(settings, sweep)
+    run = Pretraining(settings, devices)
+    run.check()  # or what is wrong would be known only after the directory is taken
+    if grid is not None:
+        sweeps.check_sweep(run, *grid, at_once=sweep_at_once)
+    evaluate = run.evaluation(validation_batches, side_by_side=grid is not None)
+    sweeps.check_directory(workdir, grid)
     take_directory(workdir, settings)
     if grid is not None:
-        return _sweep(run, *grid, workdir, upkeep, validation_batches, sweep_at_once)
+        return _sweep(run, *grid, workdir, upkeep, evaluate, sweep_at_once)
     carry_out(
         run,
         workdir,
@@ -84,7 +89,7 @@ def train(
         items_per_step=settings.data.batch * settings.model.context,
         unit="tokens",
         console=console,
-        evaluate=run.evaluation(validation_batches),
+        evaluate=evaluate,
         tensorboard=tensorboard,
         summarize=lambda: _summarize(workdir),
     )
@@ -100,7 +105,8 @@ def replay(
     clip_norm: float | None = None,
     spike_probability: float | None = None,
     after: int = 50,
-    devices: Grouped[DeviceSettings] = DeviceSettings(),
+    devices: int | None = None,
+    fsdp: int = 1,
 ) -> int:
     """Train once more through a step, from the checkpoint before it and on exactly the same batches, but differently.
 
@@ -116,7 +122,8 @@ def replay(
         clip_norm: in place of the run's; 0 for no clipping.
         spike_probability: in place of the run's.
         after: steps to train after the step.
-        devices: where.
+        devices: how many, of this host; all by default.
+        fsdp: over how many of them parameters and optimizer state are spread.
 
     Returns:
         The exit code.
@@ -127,10 +134,15 @@ def replay(
     if after < 0:
         raise ValueError(f"after must be at least 0, got {after}")
     changed, name = _changed(settings, optimizer, option, learning_rate, clip_norm, spike_probability)
-    then, now = Pretraining(settings, devices), Pretraining(changed, devices)
+    where = DeviceSettings(devices=devices, fsdp=fsdp)
+    then, now = Pretraining(settings, where), Pretraining(changed, where)
+    now.check()
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        state, feed = start(then, checkpoints, before=step)
+        state, feed, _ = start(then, checkpoints, before=step)
     begin = steps_taken(state)
+    happened = read_journal(workdir / METRICS)
+    # A batch that the run left out when it went back to this checkpoint is in no checkpoint before the next.
+    feed.skipped |= {line["skipped"] for line in happened if "skipped" in line}
     state = state._replace(optimizer_state=adopt_state(now.create().optimizer_state, state.optimizer_state))
     console.print(f"replaying steps {begin + 1} to {step + after} with {name}")
     directory = results.prepare(workdir / "replays" / f"step_{step}" / re.sub(r"[^\w=.-]+", "_", name))
@@ -144,16 +156,16 @@ def replay(
             upkeep=Upkeep(on_nan="ignore"),
             journal=journal,
         )
-    happened = [line for line in read_journal(workdir / METRICS) if begin < line["step"] <= step + after]
+    happened = [line for line in happened if begin < line["step"] <= step + after]
     replays = {path.parent.name: read_journal(path) for path in sorted(directory.parent.glob(f"*/{METRICS}"))}
     plot = run_plots.plot_replay(happened, replays, directory.parent / "replays.png")
     for label, lines in {"what happened": happened, **replays}.items():
-        lines = [line for line in lines if "loss" in line and line["step"] >= step]
-        if lines:
-            values = [math.nan if line["loss"] is None else line["loss"] for line in lines]
-            first, most, last = values[0], np.max(values), values[-1]
+        steps, losses = series(lines, "loss")
+        losses = losses[steps >= step]
+        if losses.size:
+            first, most, last = losses[0], np.max(losses), losses[-1]
             console.print(f"{label}: loss {first:.4f} at step {step}, at most {most:.4f}, {last:.4f} at the end")
-    console.print(f"plot: {plot}")
+    console.print(f"plot: {plot}", soft_wrap=True)
     return 0
 
 
@@ -182,16 +194,21 @@ def generate(
     state = read_state(run, workdir, step)
     tokens = run.corpus.encode(prompt)
     added = sample(run.config, state.params, tokens, length=length, temperature=temperature, key=jax.random.key(seed))
-    console.print(run.corpus.decode(np.concatenate([tokens, added])), markup=False, soft_wrap=True)
+    console.print(run.corpus.decode(np.concatenate([tokens, added])), soft_wrap=True)
     return 0
+
+
+def default_workdir(settings: Settings, sweep: str | None = None) -> Path:
+    """Where a run, or a sweep, is if nothing else is said."""
+    return Path("runs") / (settings.model.preset + ("" if sweep is None else "-sweep"))
 
 
 def _summarize(workdir: Path) -> None:
     lines = read_journal(workdir / METRICS)
     if any("loss" in line for line in lines):
-        validated = [line for line in lines if "validation_loss" in line]
-        for line in validated[-1:]:
-            console.print(f"validation loss: {line['validation_loss']:.4f} nats a token, after step {line['step']}")
+        steps, losses = series(lines, "validation_loss")
+        if losses.size:
+            console.print(f"validation loss: {losses[-1]:.4f} nats a token, after step {steps[-1]}")
         console.print(f"plot: {run_plots.plot_run(workdir)}", soft_wrap=True)
 
 
@@ -201,7 +218,7 @@ def _sweep(
     values: tuple[float, ...],
     workdir: Path,
     upkeep: Upkeep,
-    validation_batches: int,
+    evaluate: Callable[[TrainState], dict[str, Any]],
     at_once: int | None,
 ) -> int:
     tokens = run.settings.data.batch * run.settings.model.context * len(values)
@@ -217,13 +234,13 @@ def _sweep(
             values,
             workdir=workdir,
             upkeep=dataclasses.replace(upkeep, on_nan="ignore"),
-            validation_batches=validation_batches,
+            evaluate=evaluate,
             at_once=at_once,
             on_step=on_step,
         )
     for value, loss in zip(result["values"], result["validation_loss"], strict=True):
         console.print(f"{name} {value:g}: validation loss {loss:.4f}")
-    console.print(f"result: {workdir / 'sweep.json'}\nplot:   {workdir / 'sweep.png'}")
+    console.print(f"result: {workdir / sweeps.SWEEP}\nplot:   {workdir / 'sweep.png'}", soft_wrap=True)
     return 0
 
 

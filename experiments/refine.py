@@ -21,6 +21,7 @@ import tyro
 
 from experiments.harness import results
 from experiments.harness.figures import save
+from experiments.harness.journal import read_journal
 from jaxreg.schedules import as_schedule, refine_schedule
 
 
@@ -29,7 +30,7 @@ def read_norms(path: Path, *, field: str) -> np.ndarray:
 
     Args:
         path: a log of JSON objects, one a line (.jsonl), of which those without the field are left out; an array
-            (.npy); or text with one number a line.
+            (.npy); or text with one number a line. A torn last line of a log is left out, too.
         field: name of the norm in a line of JSON.
 
     Returns:
@@ -38,11 +39,11 @@ def read_norms(path: Path, *, field: str) -> np.ndarray:
     Raises:
         ValueError: there is no such file, or it does not hold at least two finite numbers that are not negative.
     """
+    lines = read_journal(path) if path.suffix == ".jsonl" else None
     try:
         if path.suffix == ".npy":
             norms = np.asarray(np.load(path), np.float64)
-        elif path.suffix == ".jsonl":
-            lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        elif lines is not None:
             norms = np.array([line[field] for line in lines if field in line], np.float64)
         else:
             norms = np.array(path.read_text().split(), np.float64)
@@ -55,7 +56,7 @@ def read_norms(path: Path, *, field: str) -> np.ndarray:
         raise ValueError(f"{path} must hold one norm a step{wanted}, and two at least; got shape {norms.shape}")
     bad = np.flatnonzero(~(np.isfinite(norms) & (norms >= 0)))
     if bad.size:
-        raise ValueError(f"norms must be finite and not negative, got {norms[bad[0]]} at step {bad[0]} of {path}")
+        raise ValueError(f"norms must be finite and not negative, got {norms[bad[0]]} as norm {bad[0] + 1} of {path}")
     return norms
 
 
@@ -93,8 +94,8 @@ def main(
     """
     out = out or log.with_suffix(".refined.json")
     try:
-        results.prepare(out.parent)
         norms = read_norms(log, field=field)
+        results.prepare(out.parent)
         rates = np.asarray(refine_schedule(jnp.asarray(norms, jnp.float32), smoothing=smoothing, power=power))
     except (ValueError, results.OutputError) as error:
         print(error, file=sys.stderr)

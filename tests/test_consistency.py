@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import json
+import math
 import random
 import shutil
 import signal
@@ -16,7 +17,7 @@ from experiments.harness.checkpoints import Checkpoints
 from experiments.harness.combination import COMBINATION
 from experiments.harness.consistency_settings import RECIPES, Settings
 from experiments.harness.consistency_training import ConsistencyTraining
-from experiments.harness.journal import METRICS, read_journal
+from experiments.harness.journal import METRICS, Journal, read_journal
 from experiments.harness.run_settings import DeviceSettings
 from experiments.harness.training_run import CONFIG, read_settings
 from tests.training_processes import Process, compilation_cache
@@ -91,6 +92,7 @@ def test_a_finished_run_is_not_trained_further_and_its_directory_is_for_no_other
         ("--dropout 0.1", "dropout is for the unet, got 0.1 for the mlp"),
         ("--accumulate 3", "accumulate must divide the batch, 16, got 3"),
         ("--optimizer adamm", "adam"),
+        ("--objective slct --coupling 5", "coupling must divide the examples of a device and a part, 16, got 5"),
         ("--data file:nowhere", "nowhere: there is no such file"),
         ("--data rings", 'data must be "digits", "ring", "moons", "file:PATH" or "hf:NAME", got \'rings\''),
         ("--evaluation-samples 1", "samples must be in [2, inf), got 1"),
@@ -111,14 +113,26 @@ def test_a_combination_is_shown_by_its_parameters_and_a_run_by_its_average(finis
     (combined / COMBINATION).write_text("{}")
     pictures = {}
     for name, workdir, more in (("average", finished, ""), ("last", finished, "--weights last"), ("own", combined, "")):
-        out = tmp_path / f"{name}.png"
+        out = tmp_path / f"[{name}].png"
         assert consistency.main(f"generate --workdir {workdir} --count 40 --out {out} {more}".split()) == 0
+        assert f"samples: {out}" in capsys.readouterr().out
         pictures[name] = matplotlib.image.imread(out)
     np.testing.assert_array_equal(pictures["own"], pictures["last"])
     assert (pictures["own"] != pictures["average"]).any()
-    capsys.readouterr()
     assert consistency.main(f"generate --workdir {combined} --weights average".split()) == 2
     assert "weights must be combined in" in capsys.readouterr().out
+
+
+def test_a_run_that_diverged_and_went_on_is_plotted(finished, tmp_path, capsys):
+    diverged = tmp_path / "run"
+    shutil.copytree(finished, diverged)
+    (diverged / "run.png").unlink()
+    with Journal(diverged) as journal:
+        journal.write(STEPS, loss=math.nan)
+        journal.write(STEPS, energy_distance=math.nan)
+    assert consistency.main(command(diverged)) == 0
+    assert f"samples to held-out data: nan, after step {STEPS}" in " ".join(capsys.readouterr().out.split())
+    assert (diverged / "run.png").exists()
 
 
 def test_images_of_an_archive_and_of_a_folder_are_trained_on(tmp_path):

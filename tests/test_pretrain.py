@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import random
 import shutil
 import signal
@@ -11,12 +12,13 @@ import optax
 import pytest
 
 from experiments import pretrain
+from experiments.harness import sweeps
 from experiments.harness.checkpoints import Checkpoints
 from experiments.harness.feed import own_feed
-from experiments.harness.journal import METRICS, read_journal
-from experiments.harness.pretraining import Pretraining, Settings, adopt_state
+from experiments.harness.journal import METRICS, Journal, read_journal
+from experiments.harness.pretraining import FaultSettings, Pretraining, Settings, adopt_state
 from experiments.harness.run_settings import DeviceSettings, from_json
-from experiments.harness.training_run import read_settings
+from experiments.harness.training_run import read_settings, take_directory
 from tests.training_processes import Process, compilation_cache
 
 SMALL = "--devices 1 --layers 2 --width 16 --heads 2 --hidden 16 --context 16 --batch 8 --validation-batches 1"
@@ -85,8 +87,18 @@ def test_a_finished_run_is_not_trained_further(finished, capsys):
         ("--accumulate 3", "accumulate must divide the batch, 8, got 3"),
         ("--batch 0", "batch must be at least 1, got 0"),
         ("--optimizer adamm", "adam"),
+        ("--option b2=0.5,0.6", "no step can be taken with adamw b2=0.5,0.6: TypeError"),
+        ("--spike-probability 2", "probability must be in [0, 1], got 2.0"),
+        ("--spike-probability 0.5 --spike-leaves foo", "leaves must be found in one of the paths"),
+        ("--validation-batches 0", "batches must be in [1, inf), got 0"),
+        ("--devices 8 --batch 12", "batch must be a multiple of the number of devices, 8, got 12"),
+        ("--devices 2 --parallel pmap --accumulate 8", "accumulate must divide the rows of a device, 8 / 2, got 8"),
         ("--data file:nowhere.txt", "nowhere.txt"),
         ("--sweep learning_rate=fast", "sweep must be NAME=VALUE"),
+        ("--sweep learning_rate=-1,1e-3", "learning_rate must be in [0, inf), got -1"),
+        ("--sweep learning_rate=1e-3 --sweep-at-once 0", "sweep_at_once must be at least 1, got 0"),
+        ("--optimizer spam --sweep density=0.1,0.5", "density decides how spam is compiled, not just a number in it"),
+        ("--optimizer spam --sweep b1=0.5,1.5", "b1 must be in [0, 1), got 1.5"),
         ("--devices 8 --fsdp 3", "fsdp must divide the number of devices, 8, got 3"),
         ("--devices 9", "devices must be in [1, 8], got 9"),
         ("--heads 3", "heads must cut the width 16 in parts of even size, got 3"),
@@ -98,6 +110,12 @@ def test_what_cannot_be_used_is_named_and_takes_no_directory(tmp_path, capsys, o
     assert not (tmp_path / "run").exists()
 
 
+def test_a_path_that_can_hold_no_checkpoints_is_named_and_not_taken(tmp_path, capsys):
+    assert pretrain.main(command(tmp_path / "run[lr=1]")) == 2
+    assert "got [ in" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_directory_is_for_one_run(finished, capsys):
     assert pretrain.main(command(finished, f"{SPIKES} --learning-rate 0.1", steps=12)) == 2
     message = " ".join(capsys.readouterr().out.split())
@@ -105,10 +123,10 @@ def test_a_directory_is_for_one_run(finished, capsys):
 
 
 def test_killed_at_random_moments_a_run_ends_with_the_same_bits(tmp_path):
-    options = "--checkpoint-every 5 --evaluate-every 20 --optimizer spam --option reset_every=7"
+    options = "--checkpoint-every 5 --evaluate-every 20 --log-every 2 --optimizer spam --option reset_every=7"
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process(command(whole, options, steps=60)).output()
-    moments = sorted(random.SystemRandom().sample(range(2, 58), 3))
+    moments = sorted(random.SystemRandom().sample(range(2, 30), 3))  # in lines of the journal
     for moment in moments:
         process(command(killed, options, steps=60)).kill_at(killed, moment, signal.SIGKILL)
     process(command(killed, options, steps=60)).output()
@@ -179,6 +197,18 @@ def test_a_run_that_breaks_says_where_and_is_plotted(tmp_path, capsys):
     assert (tmp_path / "run.png").exists()
 
 
+def test_a_run_that_diverged_and_went_on_is_plotted(finished, tmp_path, capsys):
+    diverged = tmp_path / "run"
+    shutil.copytree(finished, diverged)
+    (diverged / "run.png").unlink()
+    with Journal(diverged) as journal:
+        journal.write(12, loss=math.nan)
+        journal.write(12, validation_loss=math.nan)
+    assert pretrain.main(command(diverged, SPIKES, steps=12)) == 0
+    assert "validation loss: nan nats a token, after step 12" in capsys.readouterr().out
+    assert (diverged / "run.png").exists()
+
+
 def test_a_replay_with_nothing_changed_is_what_happened(finished, capsys):
     assert pretrain.main(replay(finished, "--step 9 --after 2")) == 0
     assert "replaying steps 9 to 11 with adamw" in capsys.readouterr().out
@@ -196,6 +226,15 @@ def test_a_replay_trains_the_same_batches_otherwise(finished):
     assert [line["batch"] for line in lines] == [line["batch"] for line in happened]
     assert lines[0]["loss"] == pytest.approx(happened[0]["loss"], rel=1e-5)  # before the first update
     assert lines[-1]["loss"] != happened[-1]["loss"]
+
+
+def test_a_replay_leaves_out_what_the_run_left_out_after_its_checkpoint(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    with (tmp_path / "run" / METRICS).open("a") as file:
+        file.write(json.dumps({"step": 8, "skipped": 9}) + "\n")
+    assert pretrain.main(replay(tmp_path / "run", "--step 9 --after 2")) == 0
+    lines = read_journal(tmp_path / "run" / "replays" / "step_9" / "adamw" / METRICS)
+    assert [line["batch"] for line in lines] == [8, 10, 11]
 
 
 def test_a_replay_of_no_step_is_named(finished, capsys):
@@ -226,13 +265,47 @@ def test_a_sweep_in_parts_trains_what_a_single_run_trains(tmp_path):
     alone = [line for line in read_journal(tmp_path / "alone" / METRICS) if "validation_loss" in line]
     assert swept["validation_loss"][1] == pytest.approx(alone[-1]["validation_loss"], rel=1e-5)
     assert swept["validation_loss"][2] is None  # diverged, and the others went on
+    lines = [line for line in read_journal(tmp_path / "sweep" / METRICS) if "loss" in line]
+    assert [line["learning_rate"] for line in lines] == 6 * [[1e-3, 1e-2]] + 6 * [[1e20]]
+    np.testing.assert_allclose([line["loss"][1] for line in lines[:6]], losses(tmp_path / "alone"), rtol=1e-5)
+
+
+def test_a_sweep_is_not_written_over_a_run_nor_over_another_sweep(finished, tmp_path, capsys):
+    before = (finished / METRICS).read_bytes()
+    assert pretrain.main(command(finished, f"{SPIKES} --sweep learning_rate=1e-3,1e-2", steps=12)) == 2
+    assert "holds a run; choose another --workdir for the sweep" in " ".join(capsys.readouterr().out.split())
+    assert (finished / METRICS).read_bytes() == before
+    (tmp_path / "sweep.json").write_text('{"hyperparameter": "learning_rate", "values": [0.001, 0.01]}')
+    for options in ("", "--sweep learning_rate=1e-3", "--sweep weight_decay=1e-3,1e-2"):
+        assert pretrain.main(command(tmp_path, options)) == 2
+        assert "holds the sweep learning_rate=0.001,0.01; choose another" in " ".join(capsys.readouterr().out.split())
+    sweeps.check_directory(tmp_path, ("learning_rate", (1e-3, 1e-2)))  # the same one may be done again
+
+
+def test_a_sweep_is_for_one_process(monkeypatch):
+    run = Pretraining(Settings().complete(), DeviceSettings(devices=1))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="a sweep is for one process, there are 2"):
+        sweeps.check_sweep(run, "learning_rate", (1e-3, 1e-2))
 
 
 def test_a_sample_continues_its_prompt(finished, capsys):
-    assert pretrain.main(["generate", "--workdir", str(finished), "--prompt", "def main", "--length", "5"]) == 0
-    assert capsys.readouterr().out.startswith("def main")
+    prompt = "f[:x:] :m: [b]a"
+    assert pretrain.main(["generate", "--workdir", str(finished), "--prompt", prompt, "--length", "5"]) == 0
+    assert capsys.readouterr().out.startswith(prompt)
 
 
 def test_settings_survive_json():
     settings = Settings().complete()
     assert from_json(Settings, json.loads(json.dumps(dataclasses.asdict(settings)))) == settings
+
+
+def test_settings_that_are_not_finite_are_the_same_again(tmp_path):
+    faults = FaultSettings(spike_scale=math.inf, spike_entries=math.nan)
+    settings = dataclasses.replace(Settings(), faults=faults)
+    take_directory(tmp_path, settings)
+    take_directory(tmp_path, settings)
+    stored = read_settings(tmp_path, Settings).faults
+    assert (stored.spike_scale, math.isnan(stored.spike_entries)) == (math.inf, True)
+    with pytest.raises(ValueError, match="holds a run with spike_scale = inf, got nan"):
+        take_directory(tmp_path, dataclasses.replace(settings, faults=FaultSettings(spike_scale=math.nan)))

@@ -22,9 +22,13 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def shell_commands():
-    text = "".join(blocks("bash")).replace("\\\n", " ")
-    return [shlex.split(line, comments=True) for line in text.splitlines()]
+SHELL = "".join(blocks("bash"))
+
+
+def shell_commands(text=SHELL):
+    lines = text.replace("\\\n", " ").replace(".venv/bin/", "").splitlines()
+    commands = [command for line in lines if "python" in line for command in line.split("&&")]
+    return [shlex.split(command, comments=True) for command in commands]
 
 
 def test_the_tour_runs():
@@ -60,6 +64,40 @@ def test_the_training_commands_it_shows_are_understood(monkeypatch, script):
     train = [words[3:] for words in shell_commands() if words[:3] == ["python", "-m", script.__name__]]
     assert all(script.main(arguments) == 0 for arguments in train)
     assert set(calls) == set(script.COMMANDS)
+
+
+@pytest.mark.parametrize("text", [SHELL, pretrain.__doc__], ids=["README", "docstring"])
+def test_the_runs_it_shows_do_not_get_in_each_others_way(monkeypatch, text):
+    runs = {}
+
+    def train(settings, workdir, sweep, upkeep, **others):
+        settings = settings.complete()
+        directory = workdir or pretrain.default_workdir(settings, sweep)
+        assert runs.setdefault(directory, (settings, sweep, upkeep)) == (settings, sweep, upkeep)
+        return 0
+
+    def replay(step, workdir, **others):
+        settings, _, upkeep = runs[workdir]
+        saved = range(0, settings.optimization.steps + 1, upkeep.checkpoint_every)[1:][-upkeep.keep :]
+        assert saved[0] < step <= settings.optimization.steps
+        return 0
+
+    for function in (train, replay):
+        given = functools.wraps(getattr(pretrain, function.__name__))(function)
+        monkeypatch.setitem(pretrain.COMMANDS, function.__name__, given)
+    for words in shell_commands(text):
+        if words[:3] == ["python", "-m", "experiments.pretrain"] and words[3:4] != ["generate"]:
+            assert pretrain.main(words[3:]) == 0
+    assert len(runs) >= 3
+
+
+@pytest.mark.parametrize("script", [pretrain, consistency])
+def test_everything_that_can_be_set_is_in_help(capsys, script):
+    with pytest.raises(SystemExit, match="0"):
+        script.main(["--help"])
+    text = capsys.readouterr().out
+    assert all(option in text for option in ("--learning-rate", "--coordinator", "--keep-every", "--workdir"))
+    assert "`generate`" in text
 
 
 def test_the_combinations_it_shows_are_understood():

@@ -53,10 +53,12 @@ def test_the_options_reach_the_function(tmp_path):
         ("log.txt", None, "cannot read"),
         ("log.txt", "1.0\nx\n", "does not hold numbers"),
         ("log.jsonl", '{"loss": 1}\n', 'with "gradient_norm", and two at least'),
-        ("log.jsonl", "{", "does not hold numbers"),
+        ("log.jsonl", "{", 'with "gradient_norm", and two at least'),
+        ("log.jsonl", "{\n", "line 1 of"),
+        ("log.jsonl", '{"gradient_norm": "x"}\n', "does not hold numbers"),
         ("log.txt", "1.0", "two at least"),
-        ("log.txt", "1.0 2.0 nan", "got nan at step 2"),
-        ("log.txt", "1.0 -2.0", "got -2.0 at step 1"),
+        ("log.txt", "1.0 2.0 nan", "got nan as norm 3 of"),
+        ("log.txt", "1.0 -2.0", "got -2.0 as norm 2 of"),
     ],
 )
 def test_what_cannot_be_used_is_said(tmp_path, capsys, name, text, message):
@@ -66,3 +68,17 @@ def test_what_cannot_be_used_is_said(tmp_path, capsys, name, text, message):
     assert refine.main(log) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("*refined*"))
+
+
+def test_the_log_of_a_run_that_was_killed_lacks_its_torn_last_line(tmp_path):
+    log = write(tmp_path / "log.jsonl")
+    whole = refine.read_norms(log, field="gradient_norm")
+    log.write_text(log.read_text() + '{"gradient_norm": 3.')
+    np.testing.assert_array_equal(refine.read_norms(log, field="gradient_norm"), whole)
+    np.testing.assert_array_equal(whole, NORMS)
+
+
+def test_where_there_is_no_log_nothing_is_made(tmp_path, capsys):
+    assert refine.main(tmp_path / "typo" / "metrics.jsonl") == 2
+    assert "cannot read" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

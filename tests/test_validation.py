@@ -41,7 +41,7 @@ def test_ends_are_in_order():
     check_ascending("bounds", (0, 1.5))
     check_ascending("bounds", (jnp.ones([]), 0.0))
     for ends in ((1.0, 1.0), (np.float32(2.0), 1), (float("nan"), 1.0)):
-        with pytest.raises(ValueError, match="^bounds must be in ascending order, got "):
+        with pytest.raises(ValueError, match=r"^bounds must be in ascending order, got "):
             check_ascending("bounds", ends)
 
 
@@ -52,5 +52,5 @@ def test_trees_of_other_structures_or_shapes_are_refused():
     check_same_shapes("adapted", models, params, leading=["models"])
     with pytest.raises(ValueError, match=r"^adapted\['bias'\] must have shape \[models, 3\], got \[3\]"):
         check_same_shapes("adapted", models | {"bias": params["bias"]}, params, leading=["models"])
-    with pytest.raises(ValueError, match="^anchor must have the structure"):
+    with pytest.raises(ValueError, match=r"^anchor must have the structure"):
         check_same_shapes("anchor", {"kernel": params["kernel"]}, params)

@@ -6,8 +6,9 @@
 The peer is the loop that anybody writes first: the same model, batches that are in memory already, `optax.adamw` and
 one jitted step that returns the loss, which nobody looks at. The trainer reads its corpus, takes norms of every layer,
 watches for spikes and writes its journal. Model-FLOPs utilisation counts what the model needs, not what rematerialised
-layers do twice, against the speed of a large product of matrices in the same precision, measured here too. Where
-PyTorch happens to be installed its loop is in the table, with the same model and `AdamW`.
+layers do twice, against the speed of a large product of matrices in the same precision, measured here too. Peak memory
+is that of a step, as XLA has laid it out: parameters, optimizer state, batch and all that is computed on the way. All
+run on one device. Where PyTorch happens to be installed its loop is in the table, with the same model and `AdamW`.
 """
 
 import dataclasses
@@ -33,7 +34,9 @@ from experiments.harness import results
 from experiments.harness.feed import Feed
 from experiments.harness.journal import Journal
 from experiments.harness.llama import flops_per_token, parameter_count
+from experiments.harness.placement import bytes_needed
 from experiments.harness.pretraining import DataSettings, ModelSettings, OptimizationSettings, Pretraining, Settings
+from experiments.harness.run_settings import DeviceSettings
 from experiments.harness.spikes import SpikeRecorder
 from experiments.harness.trainer import Upkeep, fit
 
@@ -41,6 +44,7 @@ RESULTS = results.RESULTS / "benchmarks"
 OPTIMIZERS = ("adamw", "spam", "stable_spam", "adam8bit")
 MINIMAL = "minimal loop: adamw"
 ENDLESS = 10**9
+ONE = DeviceSettings(devices=1)
 
 
 def main(
@@ -76,7 +80,7 @@ def main(
     except (ValueError, results.OutputError) as error:
         print(error, file=sys.stderr)
         return 2
-    run = Pretraining(settings)
+    run = Pretraining(settings, ONE)
     peak = matrix_flops_per_second(settings.model.dtype)
     rows = []
     peer = minimal_loop(run, steps)
@@ -95,6 +99,7 @@ def main(
                     repeats,
                     steps,
                     peak,
+                    peak_bytes=None,
                 )
             )
     result = {
@@ -120,15 +125,18 @@ def main(
 def measure(name: str, settings: Settings, peer: Callable, *, repeats: int, steps: int, peak: float) -> dict[str, Any]:
     """The row of the trainer with one optimizer."""
     optimization = dataclasses.replace(settings.optimization, optimizer=name)
-    run = Pretraining(dataclasses.replace(settings, optimization=optimization))
-    with trainer(run, steps) as candidate:
-        return _row(f"trainer: {name}", candidate, peer, run, repeats, steps, peak)
+    run = Pretraining(dataclasses.replace(settings, optimization=optimization), ONE)
+    rows = run.placement.rows(_rows(run, 1)[0])
+    step = run.placement.compile(run.step())
+    peak_bytes = bytes_needed(step.lower(run.shapes(), rows).compile())
+    with trainer(run, step, steps) as candidate:
+        return _row(f"trainer: {name}", candidate, peer, run, repeats, steps, peak, peak_bytes)
 
 
 @contextmanager
-def trainer(run: Pretraining, steps: int) -> Iterator[Callable[[], None]]:
-    """A function that takes steps with the trainer, journal and all."""
-    step, feed, state, done = run.placement.compile(run.step()), Feed(run.corpus.train), run.create(), 0
+def trainer(run: Pretraining, step: Callable, steps: int) -> Iterator[Callable[[], None]]:
+    """A function that takes some compiled steps with the trainer, journal and all."""
+    feed, state, done = Feed(run.corpus.train), run.create(), 0
     with tempfile.TemporaryDirectory() as workdir, Journal(workdir) as journal, SpikeRecorder(workdir) as recorder:
 
         def advance():
@@ -209,17 +217,16 @@ def table(result: dict[str, Any]) -> Table:
     return grid
 
 
-def _row(name, candidate, peer, run, repeats, steps, peak):
+def _row(name, candidate, peer, run, repeats, steps, peak, peak_bytes):
     ratio = paired_ratio(candidate, peer, repeats=repeats)
     tokens = run.settings.data.batch * run.settings.model.context
     seconds = ratio.seconds / steps
-    memory = jax.local_devices()[0].memory_stats() or {}
     return {
         "name": name,
         **ratio.figures(name="step_ms", steps=steps),
         "tokens_per_second": round(tokens / seconds),
         "flops_utilisation": round(tokens * flops_per_token(run.config) / seconds / peak, 4),
-        "peak_bytes": memory.get("peak_bytes_in_use"),
+        "peak_bytes": peak_bytes,
     }
 
 

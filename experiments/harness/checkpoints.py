@@ -28,6 +28,10 @@ class Checkpoints:
         keep_every: steps whose multiples stay for good; None for none.
         asynchronous: write in the background while training goes on.
         on_saved: called with the step of each checkpoint that has arrived on disk.
+
+    Raises:
+        ValueError: see :func:`check_path`.
+        CheckpointError: nothing can be written there.
     """
 
     def __init__(
@@ -39,7 +43,7 @@ class Checkpoints:
         asynchronous: bool = True,
         on_saved: Callable[[int], None] = lambda step: None,
     ):
-        self.directory = Path(directory).resolve()
+        self.directory = check_path(directory)
         self.on_saved = on_saved
         self._pending: list[int] = []
         options = ocp.CheckpointManagerOptions(
@@ -135,6 +139,19 @@ class Checkpoints:
                 f"step {step} cannot be saved in {self.directory}: {first_line(error)}; the last one that was is "
                 f"{self._manager.latest_step()}"
             ) from error
+
+
+def check_path(directory: Path) -> Path:
+    """The absolute path of a directory for checkpoints.
+
+    Raises:
+        ValueError: it has a character by which Orbax, which looks for files by patterns, would find none of its own.
+    """
+    path = Path(directory).resolve()
+    for character in "*?[":
+        if character in str(path):
+            raise ValueError(f"checkpoints must be in a path without *, ? and [, got {character} in {path}")
+    return path
 
 
 def leaf_shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -22,7 +22,7 @@ from experiments.harness.checkpoint_stacks import (
     usable_steps,
     window,
 )
-from experiments.harness.checkpoints import CheckpointError, Checkpoints
+from experiments.harness.checkpoints import CheckpointError, Checkpoints, check_path
 from experiments.harness.coefficient_search import (
     GAMMAS,
     METHODS,
@@ -37,7 +37,7 @@ from jaxreg.typing import Float
 from jaxreg.validation import check_range
 from jaxreg.weights import linear_combination
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False, emoji=False)
 
 COMBINATION = "combination.json"
 EFFORT = Effort()
@@ -120,6 +120,7 @@ def combine(
         check_range("gamma", gamma, "[0, 1]")
     if gammas and method != "ema":
         raise ValueError(f"gamma is for the method ema, got {gammas} for {method}")
+    check_path(out / "checkpoints")
     if (out / COMBINATION).exists() or any(path.name.isdigit() for path in (out / "checkpoints").glob("*")):
         raise ValueError(f"out must be a directory without a combination; {out} has one, which is not overwritten")
     if not (workdir / "checkpoints").is_dir():

@@ -119,6 +119,10 @@ class ConsistencyTraining(Run):
         """The training batches, from the first or from where a run was."""
         return self.source.train(state)
 
+    def batch_shape(self) -> jax.ShapeDtypeStruct:
+        """The rows of a batch, those of all processes together."""
+        return jax.ShapeDtypeStruct((self.settings.data.batch, *self.shape), self.source.held_out.dtype)
+
     def loss(self, params: Any, rows: Any, moment: Moment) -> tuple[Any, Any]:
         """Mean loss of a batch's rows; noise and noise levels come from the moment's key."""
         key_dropout, key_loss = jax.random.split(moment.key)

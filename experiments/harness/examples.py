@@ -85,6 +85,8 @@ def open_examples(
     check_range("size", size, "[1, inf)")
     check_range("held_out_share", held_out_share, "(0, 1)")
     kind, _, where = spec.partition(":")
+    if size is not None and (spec == "digits" or spec in DENSITIES):
+        raise ValueError(f"size is for folders and data sets, got {size} for {spec}")
     if spec == "digits":
         train, held_out = _digits()
     elif spec in DENSITIES:

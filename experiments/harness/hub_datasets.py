@@ -20,7 +20,7 @@ def open_dataset(spec: str, *, streaming: bool = True, process: tuple[int, int] 
         import datasets  # optional
         import datasets.distributed
     except ImportError as error:
-        raise ValueError(f'{spec} needs the extra "text": pip install "jaxreg[text]"') from error
+        raise ValueError(f'{spec} needs the extra "text": pip install -e ".[experiments,text]"') from error
     _, name, *rest = spec.split(":", 2)
     if rest and name == "imagefolder":
         where = {"data_dir": rest[0]}

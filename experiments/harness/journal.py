@@ -3,11 +3,15 @@
 import numbers
 import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from experiments.harness.json_lines import JsonLines, read_lines
+from jaxreg.typing import Float, Int
 
 METRICS = "metrics.jsonl"
 """Name of the log in a run's directory."""
@@ -90,6 +94,19 @@ def read_journal(path: Path | str) -> list[dict[str, Any]]:
         ValueError: it cannot be read, or a line is not a JSON object.
     """
     return read_lines(Path(path))
+
+
+def series(
+    lines: Sequence[Mapping[str, Any]], name: str
+) -> tuple[Int[np.ndarray, "lines"], Float[np.ndarray, "lines"]]:
+    """The steps and values of a figure, of the lines that have it.
+
+    Args:
+        lines: of a log.
+        name: of the figure. What was written as null is not a number.
+    """
+    having = [line for line in lines if name in line]
+    return np.array([line["step"] for line in having], int), np.array([line[name] for line in having], np.float64)
 
 
 class _Board:

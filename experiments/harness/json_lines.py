@@ -91,6 +91,8 @@ def _parsed(path):
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
                 try:
                     content = json.loads(line)
                 except ValueError as error:

@@ -20,21 +20,27 @@ MIN_SHARDED = 2**14
 def join_hosts(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
     """Makes one computation of the processes of a run; without arguments only where a cluster shows in the environment.
 
-    To be called before anything else touches the devices. On CPUs the processes talk through gloo.
+    To be called before anything else touches the devices. On CPUs the processes talk through gloo. A TPU slice of
+    Google's Compute Engine shows in no environment: JAX asks a server for it, which is done for ``"auto"`` only.
 
     Args:
-        coordinator: address of process 0, ``host:port``.
+        coordinator: address of process 0, ``host:port``; or ``"auto"``, for JAX to find all three out.
         processes: how many there are.
         process: number of this one, from 0.
 
     Raises:
-        ValueError: some of the arguments are given and some are not, or ``process`` is not below ``processes``.
+        ValueError: some of the arguments are given and some are not, ``process`` is not below ``processes``, or there
+            is no cluster that JAX knows.
     """
     given = (coordinator, processes, process)
-    if all(value is None for value in given):
-        if _on_a_cluster():
-            jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if given == ("auto", None, None) or (all(value is None for value in given) and _on_a_cluster()):
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        try:
             jax.distributed.initialize()
+        except ValueError as error:
+            raise ValueError(f"JAX finds no cluster to join: {error}") from error
+        return
+    if all(value is None for value in given):
         return
     if any(value is None for value in given):
         raise ValueError(

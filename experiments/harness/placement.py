@@ -14,6 +14,12 @@ AXIS = "data"
 """Axis over which :class:`Replicated` devices differ."""
 
 
+def bytes_needed(step: jax.stages.Compiled) -> int:
+    """Memory of each device that a compiled step takes at its peak, if it overwrites the state that it is given."""
+    memory = step.memory_analysis()
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes
+
+
 class Placement(Protocol):
     """What the training loop needs to know of the devices.
 

@@ -196,6 +196,10 @@ class Pretraining(Run):
         """The training batches, from the first or from where a run was."""
         return self.corpus.train(state)
 
+    def batch_shape(self) -> jax.ShapeDtypeStruct:
+        """The rows of a batch, those of all processes together."""
+        return jax.ShapeDtypeStruct((self.settings.data.batch, self.settings.model.context + 1), jnp.int32)
+
     def loss(self, params: Any, rows: Any, moment: Moment) -> tuple[Any, Any]:
         """Mean loss of a batch's rows, in nats a token, and the model's vitals."""
         logits, sown = self.model.apply(params, rows[:, :-1], mutable=["vitals"])

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -35,8 +36,9 @@ def prepare(directory: Path) -> Path:
     """Creates the directory and tries to write there, so that hours of work are not lost for want of a permission.
 
     Raises:
-        OutputError: nothing can be written there.
+        OutputError: nothing can be written there, or it is an address such as ``gs://bucket/run``.
     """
+    check_local(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
@@ -44,6 +46,12 @@ def prepare(directory: Path) -> Path:
     except OSError as error:
         raise OutputError(f"cannot write to the output directory {directory}: {error.strerror}") from error
     return directory
+
+
+def check_local(directory: Path) -> None:
+    """Raises an OutputError if a directory is an address such as ``gs://bucket/run``."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(directory)):  # of the slashes a path keeps one
+        raise OutputError(f"the directory must be in a file system of this machine, got {directory}")
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

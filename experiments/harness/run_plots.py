@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.harness.figures import COLOURS, LABELS, choose_scale, finish, new_figure, save
-from experiments.harness.journal import METRICS, read_journal
+from experiments.harness.journal import METRICS, read_journal, series
 from experiments.harness.spike_page import plot_spike
 from experiments.harness.spikes import SPIKES, read_spikes
 from jaxreg.metrics import lr_sensitivity
@@ -48,10 +48,10 @@ def plot_run(workdir: Path | str, labels: Mapping[str, str] | None = None) -> Pa
     figure = new_figure(8, 0.6 + 2.1 * len(names))
     axes = figure.subplots(len(names), sharex=True, squeeze=False)[:, 0]
     for name, axis in zip(names, axes, strict=True):
-        steps, values = _series(lines, name)
+        steps, values = series(lines, name)
         _plot_training(axis, steps, values)
         if name == "loss":
-            validation = _series(lines, "validation_loss")
+            validation = series(lines, "validation_loss")
             if validation[0].size:
                 axis.plot(*validation, "o-", color=COLOURS[1], markersize=3, linewidth=1.2, label="held-out data")
             values = np.concatenate([values, validation[1]])
@@ -88,7 +88,7 @@ def plot_replay(original: Lines, replayed: Mapping[str, Lines], path: Path) -> P
     for axis, name in zip(axes, names, strict=True):
         everything = []
         for number, (label, lines) in enumerate(runs.items()):
-            steps, values = _series(lines, name)
+            steps, values = series(lines, name)
             style = "-" if number <= len(COLOURS) else "--"
             # What happened is broad and behind, for many a replay runs along it for a while.
             colour, width = ("#B0B0B0", 3.5) if number == 0 else (COLOURS[(number - 1) % len(COLOURS)], 1.3)
@@ -153,12 +153,6 @@ def plot_sensitivity(
     finish(axis, xlabel=hyperparameter.replace("_", " "), ylabel="final loss (nats a token)")
     axis.legend(fontsize=8)
     return save(figure, path)
-
-
-def _series(lines: Lines, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of a figure; null is not a number."""
-    having = [line for line in lines if name in line]
-    return np.array([line["step"] for line in having], int), np.array([line[name] for line in having], np.float64)
 
 
 def _plot_training(axis: "Axes", steps: np.ndarray, values: np.ndarray) -> None:

@@ -88,10 +88,10 @@ class DeviceSettings:
     """The devices.
 
     Attributes:
-        devices: how many; all there are, those of other processes included, by default.
+        devices: how many, of one host; all there are, those of other processes included, by default.
         fsdp: over how many devices parameters and optimizer state are spread.
         parallel: mesh, or pmap for its classic form.
-        coordinator: address of process 0 where several processes are started by hand.
+        coordinator: address of process 0 where several processes are started by hand; auto on a TPU pod.
         processes: how many those are.
         process: number of this one, from 0.
     """
@@ -107,11 +107,18 @@ class DeviceSettings:
         """Where the run lives.
 
         Raises:
-            ValueError: there are not as many devices, or ``fsdp`` does not divide them.
+            ValueError: there are not as many devices, ``fsdp`` does not divide them or is for the mesh, or there are
+                other processes, which have not been joined or would be left out.
         """
-        devices = jax.devices()
+        devices, processes = jax.devices(), jax.process_count()
+        if processes > 1 and not jax.distributed.is_initialized():
+            raise ValueError(f"there are {processes} processes: let --coordinator auto join them")
         if self.devices is not None and not 1 <= self.devices <= len(devices):
             raise ValueError(f"devices must be in [1, {len(devices)}], got {self.devices}")
+        if self.devices not in (None, len(devices)) and processes > 1:
+            raise ValueError(f"devices must be all {len(devices)} of the {processes} processes, got {self.devices}")
+        if self.parallel == "pmap" and self.fsdp != 1:
+            raise ValueError(f"fsdp is for parallel mesh, got {self.fsdp} for pmap")
         if self.parallel == "pmap":
             return Replicated(devices[: self.devices])
         return OnMesh(meshes.make_mesh(self.fsdp, devices[: self.devices]))

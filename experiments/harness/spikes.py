@@ -40,7 +40,7 @@ class Spike(NamedTuple):
         value: of the signal; None if it is not finite.
         median: of the steps before.
         upper: end of the usual range; None if too few steps came before to know.
-        positions: where the rows of the step's batch are from.
+        positions: where the rows of the step's batch are from; of several processes' rows those of the first.
         window: vitals of the last steps, the spike's own at the end: ``"step"`` and the scalars of
             :class:`~experiments.harness.vitals.Vitals` as lists over steps, norms as dictionaries of such lists, whose
             entries are lists over layers for groups within the stack. Six digits are kept.
@@ -153,19 +153,41 @@ class Detector:
         self._spiking = bool(out)
         return out[0] if begins else None
 
+    def state(self) -> dict[str, Any]:
+        """What it knows, as JSON."""
+        history = {signal: list(values) for signal, values in self._history.items()}
+        return {"history": history, "spiking": self._spiking}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Knows what another one knew, of the same signals."""
+        for signal, values in self._history.items():
+            values.clear()
+            values.extend(state["history"][signal])
+        self._spiking = state["spiking"]
+
 
 class SpikeRecorder:
     """Watches a run and writes its spikes to ``spikes.jsonl``."""
 
-    def __init__(self, workdir: Path | str, *, resume_step: int | None = None, window: int = 100, **settings: Any):
+    def __init__(
+        self,
+        workdir: Path | str,
+        *,
+        resume_step: int | None = None,
+        usual: dict[str, Any] | None = None,
+        window: int = 100,
+        **settings: Any,
+    ):
         """Opens ``spikes.jsonl`` in a run's directory.
 
         Args:
             workdir: the directory.
             resume_step: the step of the checkpoint that the run goes on from; spikes of later steps are dropped, for
-                they will be found once more. The usual ranges go on from ``metrics.jsonl``, so that a resumed run
-                finds the spikes that an uninterrupted one does; their windows reach back to where it resumed, at most.
-                None starts anew: what an earlier run has left is replaced.
+                they will be found once more. A resumed run finds the spikes that an uninterrupted one does; their
+                windows reach back to where it resumed, at most. None starts anew: what an earlier run has left is
+                replaced.
+            usual: what :meth:`usual` was at this step; if None, it is what ``metrics.jsonl`` tells, all there is to
+                know where every step was logged.
             window: steps whose vitals are kept.
             settings: of :class:`Detector`.
 
@@ -179,7 +201,12 @@ class SpikeRecorder:
         self._pending: deque[tuple[int, Vitals, Any]] = deque()
         self._file = JsonLines(self._workdir / SPIKES, resume_step=resume_step)
         if resume_step is not None:
-            self._remember(resume_step)
+            self._remember(resume_step, usual)
+
+    def usual(self) -> dict[str, Any]:
+        """What it has seen of all steps so far, for the usual ranges; JSON can hold it."""
+        self._settle()
+        return self._detector.state()
 
     def see(self, step: int, vitals: Vitals, positions: Int[Array, "rows"] | Sequence[int]) -> Spike | None:
         """Takes a step's vitals, without waiting for the step: what is not computed yet is looked at later.
@@ -195,11 +222,12 @@ class SpikeRecorder:
         self._pending.append((step, vitals, positions))
         return self._settle(lambda vitals: len(self._pending) > MOST_PENDING or _ready(vitals))
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, usual: dict[str, Any] | None = None) -> None:
         """Goes back to a step. Spikes after it are dropped but for those that are not finite, the reason to go back.
 
         Args:
             step: of the checkpoint.
+            usual: what :meth:`usual` was then; if None, it is what ``metrics.jsonl`` tells.
         """
         self._settle()
         later = [line for line in read_lines(self._workdir / SPIKES) if line["step"] > step and line["value"] is None]
@@ -208,7 +236,7 @@ class SpikeRecorder:
             if line.get("rolled_back_to", step + 1) > step:
                 self._file.append({**line, "rolled_back_to": step}, sync=True)
         self._window = deque((known for known in self._window if known[0] <= step), self._window.maxlen)
-        self._remember(step)
+        self._remember(step, usual)
 
     def close(self) -> None:
         """Looks at what has not been looked at, and closes the file; a second time does nothing."""
@@ -241,9 +269,12 @@ class SpikeRecorder:
                 found = found or spike
         return found
 
-    def _remember(self, step):
-        """What was usual, from the journal. Twice a window, to know whether a spike is going on."""
+    def _remember(self, step, usual):
+        """What was usual, else from the journal: twice a window, to know whether a spike is going on."""
         self._detector = Detector(**self._settings)
+        if usual is not None:
+            self._detector.restore(usual)
+            return
         log = self._workdir / METRICS
         lines = read_journal(log) if log.exists() else []
         seen = [line for line in lines if line["step"] <= step and line.keys() >= self._detector.signals]

@@ -54,7 +54,7 @@ def open_tokenizer(name: str | None = None) -> Tokenizer:
     try:
         import tokenizers  # optional
     except ImportError as error:
-        raise ValueError(f'tokenizer {name!r} needs the extra "text": pip install "jaxreg[text]"') from error
+        raise ValueError(f'tokenizer {name!r} needs the extra "text": pip install -e ".[experiments,text]"') from error
     if kind == "file" and not Path(where).is_file():
         raise ValueError(f"tokenizer: there is no file {where}")
     read = tokenizers.Tokenizer.from_file if kind == "file" else tokenizers.Tokenizer.from_pretrained

@@ -40,7 +40,7 @@ class NonFinite(Exception):
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and has saved what it had."""
+    """The run was asked to stop, and has saved what it had, if it has checkpoints."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ def fit(
 
     Raises:
         NonFinite: a loss, parameter or gradient is NaN or infinite, and that is a reason to stop.
-        Interrupted: SIGTERM or SIGINT came; the run is saved.
+        Interrupted: SIGTERM or SIGINT came; the run is saved, if there are checkpoints.
     """
     names = leaf_names(state.params)
     pending: collections.deque[tuple[int, int, Batch, Report]] = collections.deque()
@@ -129,7 +129,10 @@ def fit(
         settle()
         if journal is not None:
             journal.sync()  # a checkpoint is not ahead of its journal
-        checkpoints.save(done, placement.to_save(state), {"feeds": gather_json(feed.state())})
+        extra = {"feeds": gather_json(feed.state())}
+        if recorder is not None:
+            extra["usual"] = recorder.usual()
+        checkpoints.save(done, placement.to_save(state), extra)
 
     with _stop_signals() as asked_to_stop:
         while done < steps:
@@ -164,13 +167,14 @@ def fit(
                 feed = feed.reopened(own_feed(extra), skip=event.batch)
                 if journal is not None:
                     journal.rewind(latest)
+                    journal.write(latest, skipped=event.batch)  # the checkpoint does not know of it
                 if recorder is not None:
-                    recorder.rewind(latest)
+                    recorder.rewind(latest, extra.get("usual"))
                 continue
             if stop:
-                raise Interrupted(
-                    f"stopped after step {done}, which is saved" if checkpoints is not None else "stopped"
-                )
+                if checkpoints is None:
+                    raise Interrupted(f"stopped after step {done}; nothing is saved to go on from")
+                raise Interrupted(f"stopped after step {done}, which is saved; the same command goes on from there")
         settle()
     return state
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from experiments.harness import results
 from experiments.harness.batches import TrainIterator
-from experiments.harness.checkpoints import CheckpointError, Checkpoints
+from experiments.harness.checkpoints import CheckpointError, Checkpoints, check_path, first_line
 from experiments.harness.feed import Feed, own_feed
 from experiments.harness.journal import Journal
 from experiments.harness.placement import Placement
@@ -52,8 +52,29 @@ class Run(Protocol):
     def batches(self, state: dict[str, Any] | None = None) -> TrainIterator:
         """The training batches, from the first or from where a run was."""
 
+    def batch_shape(self) -> jax.ShapeDtypeStruct:
+        """The rows of a batch, those of all processes together."""
+
     def step(self) -> Step:
         """The step of training, not compiled yet."""
+
+    def check(self) -> None:
+        """Raises a ValueError unless a step can be taken; nothing is computed or compiled for it."""
+        rows, accumulate = self.batch_shape(), self.settings.optimization.accumulate
+        batch, devices, axis_name = rows.shape[0], len(self.placement.devices), self.placement.axis_name
+        if batch % devices:
+            raise ValueError(f"batch must be a multiple of the number of devices, {devices}, got {batch}")
+        if axis_name is not None and batch // devices % accumulate:
+            raise ValueError(f"accumulate must divide the rows of a device, {batch} / {devices}, got {accumulate}")
+        try:
+            state, step = jax.eval_shape(self.fresh_state), self.step()
+            if axis_name is not None:
+                step = jax.vmap(step, (None, 0), axis_name=axis_name)
+                rows = jax.ShapeDtypeStruct((devices, batch // devices, *rows.shape[1:]), rows.dtype)
+            jax.eval_shape(step, state, rows)
+        except TypeError as error:  # of an optimizer that is given what it cannot reckon with
+            words = self.settings.optimization.optimizer, *self.settings.optimization.option
+            raise ValueError(f"no step can be taken with {' '.join(words)}: {first_line(error)}") from error
 
 
 def read_settings(workdir: Path, kind: type[AnySettings]) -> AnySettings:
@@ -65,7 +86,9 @@ def read_settings(workdir: Path, kind: type[AnySettings]) -> AnySettings:
 
     Raises:
         ValueError: it holds no run, or one of another kind.
+        OutputError: it is an address such as ``gs://bucket/run``.
     """
+    results.check_local(workdir)
     try:
         return from_json(kind, json.loads((workdir / CONFIG).read_text()))
     except OSError as error:
@@ -82,32 +105,45 @@ def take_directory(workdir: Path, settings: Any) -> None:
         settings: complete ones, a dataclass of groups.
 
     Raises:
-        ValueError: it holds a run with other settings.
+        ValueError: it holds a run with other settings, or can hold no checkpoints.
         OutputError: nothing can be written there.
     """
+    check_path(workdir / "checkpoints")
     results.prepare(workdir)
     wanted = dataclasses.asdict(settings)
     if not (workdir / CONFIG).exists():
         if jax.process_index() == 0:
-            results.write_json(workdir / CONFIG, wanted)
+            # With NaN and infinity as Python reads them: null is another setting.
+            text = json.dumps(wanted, indent=1) + "\n"
+            results.write_atomically(workdir / CONFIG, lambda file: file.write(text.encode()))
         return
     stored = dataclasses.asdict(read_settings(workdir, type(settings)))
     for group, values in wanted.items():
         for name, value in values.items():
-            if value != stored[group][name]:
+            was = stored[group][name]
+            if value != was and (value == value or was == was):  # NaN is the same setting, too
                 raise ValueError(
-                    f"{workdir} holds a run with {name} = {stored[group][name]!r}, got {value!r}; "
+                    f"{workdir} holds a run with {name} = {was!r}, got {value!r}; "
                     "go on with the same settings, or choose another --workdir"
                 )
 
 
-def start(run: Run, checkpoints: Checkpoints, before: int | None = None) -> tuple[State, Feed]:
-    """A run's state and batches: from the last checkpoint, that is before some step, or from scratch."""
+def start(run: Run, checkpoints: Checkpoints, before: int | None = None) -> tuple[State, Feed, dict[str, Any]]:
+    """A run's state and batches: from the last checkpoint, that is before some step, or from scratch.
+
+    Args:
+        run: what it is of.
+        checkpoints: of the run.
+        before: a step.
+
+    Returns:
+        State, batches, and what else the checkpoint has.
+    """
     latest = checkpoints.latest(before)
     if latest is None:
-        return run.create(), Feed(run.batches)
+        return run.create(), Feed(run.batches), {}
     state, extra = checkpoints.restore(latest, run.shapes())
-    return run.placement.put(state), Feed(run.batches, own_feed(extra))
+    return run.placement.put(state), Feed(run.batches, own_feed(extra)), extra
 
 
 def read_state(run: Run, workdir: Path, step: int | None = None) -> State:
@@ -168,7 +204,7 @@ def carry_out(
         checkpoints = stack.enter_context(
             Checkpoints(workdir / "checkpoints", keep=upkeep.keep, keep_every=upkeep.keep_every)
         )
-        state, feed = start(run, checkpoints)
+        state, feed, extra = start(run, checkpoints)
         done = steps_taken(state)
         used = run.placement.devices
         say(
@@ -181,7 +217,9 @@ def carry_out(
             resume_step = done or None
             journal = stack.enter_context(Journal(workdir, resume_step=resume_step, tensorboard=tensorboard))
             if watch_spikes:
-                recorder = stack.enter_context(SpikeRecorder(workdir, resume_step=resume_step))
+                recorder = stack.enter_context(
+                    SpikeRecorder(workdir, resume_step=resume_step, usual=extra.get("usual"))
+                )
             progress = stack.enter_context(
                 TrainingProgress(steps, items_per_step=items_per_step, unit=unit, start=done, console=console)
             )
@@ -215,21 +253,21 @@ def run_command(
         commands: the functions by name; ``train`` is meant where none is named.
         arguments: of the command line.
         program: how it is called.
-        description: shown by ``--help``.
+        description: shown by ``--help``, above the options of ``train``.
         console: where messages go.
 
     Returns:
         The exit code: 0; 1 where training met what is not finite; 2 where something cannot be used.
     """
-    arguments = list(arguments)
-    if not arguments or arguments[0] not in (*commands, "-h", "--help"):
-        arguments = ["train", *arguments]  # what it is mostly called for
+    name, *arguments = arguments if arguments and arguments[0] in commands else ["train", *arguments]
+    others = ", ".join(f"`{other}`" for other in commands if other != "train")
     try:
-        return tyro.extras.subcommand_cli_from_dict(
-            dict(commands), args=arguments, prog=program, description=description
-        )
+        if name == "train":  # what it is mostly called for
+            description += f"\nThese are the options of training. Other commands, each with its own --help: {others}."
+            return tyro.cli(commands[name], args=arguments, prog=program, description=description)
+        return tyro.cli(commands[name], args=arguments, prog=f"{program} {name}")
     except Interrupted as event:
-        console.print(f"{event}; the same command goes on from there")
+        console.print(str(event), markup=False)
         return 0
     except NonFinite as error:
         console.print(str(error), style="red", markup=False)

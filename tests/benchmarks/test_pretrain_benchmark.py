@@ -10,7 +10,11 @@ from experiments.harness.pretraining import ModelSettings
 SMALL = ModelSettings(layers=1, width=16, heads=2, hidden=16, context=16)
 
 
-def test_a_tiny_run_prints_the_table_and_writes_json(tmp_path, capsys):
+def test_a_tiny_run_prints_the_table_and_writes_json(tmp_path, capsys, monkeypatch):
+    devices, trainer = [], pretrain.trainer
+    monkeypatch.setattr(
+        pretrain, "trainer", lambda run, *args: devices.append(len(run.placement.devices)) or trainer(run, *args)
+    )
     assert pretrain.main(SMALL, batch=8, repeats=2, steps=2, only=("adamw",), out=tmp_path) == 0
     (path,) = tmp_path.iterdir()
     assert path.name == f"pretrain_tiny_{jax.default_backend()}.json"
@@ -23,6 +27,8 @@ def test_a_tiny_run_prints_the_table_and_writes_json(tmp_path, capsys):
     expected = row["tokens_per_second"] * flops_per_token(config) / 1e12 / result["matrix_tflops_per_second"]
     assert row["flops_utilisation"] == pytest.approx(expected, abs=1e-3)
     assert "trainer: adamw" in capsys.readouterr().out
+    assert row["peak_bytes"] > 4 * (3 * result["parameters"] + 8 * 16 * 256)  # parameters, both moments, the logits
+    assert devices == [1]  # as the minimal loop; there are eight
 
 
 @pytest.mark.parametrize(

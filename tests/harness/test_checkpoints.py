@@ -141,6 +141,13 @@ def test_a_disk_that_takes_no_more_is_told_and_damages_nothing(tmp_path):
         assert checkpoints.steps() == [1, 3]
 
 
+@pytest.mark.parametrize("character", "*?[")
+def test_a_path_that_orbax_would_take_for_a_pattern_is_refused(tmp_path, character):
+    with pytest.raises(ValueError, match=rf"without \*, \? and \[, got \{character} in .*/run\{character}/c"):
+        Checkpoints(tmp_path / f"run{character}" / "c")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_directory_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"cannot use"):

@@ -164,13 +164,15 @@ def test_a_full_disk_is_told_and_damages_nothing(tmp_path):
     combine(Distances(size), tmp_path, tmp_path / "out", method="uniform")  # there is room again
 
 
-def test_a_combination_is_not_overwritten(workdir):
+def test_a_combination_is_not_overwritten_nor_where_it_could_not_be_read(workdir):
     combine(Distances(), workdir, workdir / "out", method="uniform")
     before = contents(workdir)
     with pytest.raises(ValueError, match=r"^out must be a directory without a combination"):
         combine(Distances(), workdir, workdir / "out", method="uniform")
     with pytest.raises(ValueError, match=r"^out must be a directory without a combination"):
         combine(Distances(), workdir, workdir, method="uniform")
+    with pytest.raises(ValueError, match=r"^checkpoints must be in a path without"):
+        combine(Distances(), workdir, workdir / "out[2]", method="uniform")
     assert contents(workdir) == before
 
 

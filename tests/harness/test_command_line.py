@@ -37,6 +37,11 @@ def test_an_unwritable_directory_is_refused_before_anything_is_measured(tmp_path
     assert "cannot write to the output directory" in capsys.readouterr().out
 
 
+def test_cores_are_counted_where_the_system_does_not_tell_which_are_usable(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert command_line.usable_cores() == os.cpu_count()
+
+
 def test_list_filters_by_family_and_words(capsys):
     assert command_line.main(["list", "optim"]) == 0
     text = capsys.readouterr().out

@@ -153,7 +153,7 @@ def test_what_cannot_be_opened_says_so(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"missing.jsonl cannot be opened: "):
         open_documents(tmp_path, spec=f"hf:json:{tmp_path}/missing.jsonl")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match=r'needs the extra "text": pip install "jaxreg\[text\]"'):
+    with pytest.raises(ValueError, match=r'needs the extra "text": pip install -e "\.\[experiments,text\]"'):
         open_documents(tmp_path)
 
 

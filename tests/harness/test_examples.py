@@ -118,6 +118,7 @@ def test_a_state_of_other_examples_is_refused(tmp_path):
     [
         ("digit", {}, r'data must be "digits", "ring", "moons", "file:PATH" or "hf:NAME", got \'digit\''),
         ("ring", {"flip": True}, "flip is for images"),
+        ("ring", {"size": 4}, "size is for folders and data sets, got 4 for ring"),
         ("ring", {"batch": 0}, "batch must be in"),
         ("ring", {"process_count": 4, "batch": 6}, "batch must be divisible by process_count = 4, got 6"),
         ("file:nowhere.npy", {}, "nowhere.npy: there is no such file"),

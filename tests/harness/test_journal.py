@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import refine
-from experiments.harness.journal import METRICS, Journal, read_journal
+from experiments.harness.journal import METRICS, Journal, read_journal, series
 
 
 def write_steps(journal, steps):
@@ -34,6 +34,17 @@ def test_a_step_that_diverged_is_null(tmp_path):
     with Journal(tmp_path) as journal:
         journal.write(1, loss=float("nan"), runs=jnp.array([1.0, jnp.inf]))
         assert read_journal(tmp_path / METRICS) == [{"step": 1, "loss": None, "runs": [1.0, None]}]
+
+
+def test_a_figure_is_read_with_its_steps_and_null_is_not_a_number(tmp_path):
+    with Journal(tmp_path) as journal:
+        for step, loss in ((1, 2.0), (2, np.nan), (3, np.inf)):
+            journal.write(step, loss=loss)
+            journal.write(step, validation_loss=3.0)
+    steps, losses = series(read_journal(tmp_path / METRICS), "loss")
+    np.testing.assert_array_equal(steps, [1, 2, 3])
+    np.testing.assert_array_equal(losses, [2.0, np.nan, np.nan])
+    assert [len(values) for values in series([], "loss")] == [0, 0]
 
 
 def test_a_journal_can_be_taken_back(tmp_path):

@@ -66,3 +66,23 @@ def test_a_cluster_is_joined_where_the_environment_tells_of_one(monkeypatch, var
         monkeypatch.setenv(variable, value)
         meshes.join_hosts()
         assert len(joined) == (value == together)
+
+
+def test_a_cluster_that_does_not_show_is_joined_where_this_is_asked_for(monkeypatch):
+    joined = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: joined.append(args))
+    meshes.join_hosts()
+    assert joined == []
+    meshes.join_hosts("auto")
+    assert joined == [()]
+    with pytest.raises(ValueError, match="go together: got 'auto', 2, None"):
+        meshes.join_hosts("auto", 2)
+
+
+def test_where_there_is_no_cluster_to_join_it_is_said(monkeypatch):
+    def initialize():
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(ValueError, match="JAX finds no cluster to join: coordinator_address should be defined"):
+        meshes.join_hosts("auto")

@@ -1,4 +1,5 @@
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -31,6 +32,14 @@ def test_an_unusable_directory_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(results.OutputError, match=r"cannot write to the output directory .*file/below: "):
         results.prepare(tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket"])
+def test_an_address_is_no_directory(tmp_path, monkeypatch, address):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(results.OutputError, match="the directory must be in a file system of this machine, got"):
+        results.prepare(pathlib.Path(address))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_is_no_result_is_named(tmp_path):

@@ -125,16 +125,17 @@ def vitals(loss, as_array=np.asarray):
     return Vitals(*(field if isinstance(field, dict) or field is None else as_array(field) for field in tree))
 
 
-def train(workdir, losses, *, start=0, resume_step=None, kill=None, as_array=np.asarray):
+def train(workdir, losses, *, start=0, resume_step=None, usual=None, kill=None, log_every=1, as_array=np.asarray):
     """Steps 1, 2, … of a run that is journalled and watched; a killed one closes nothing."""
     journal = Journal(workdir, resume_step=resume_step)
-    recorder = SpikeRecorder(workdir, resume_step=resume_step, window=40)
+    recorder = SpikeRecorder(workdir, resume_step=resume_step, usual=usual, window=40)
     for step, loss in enumerate(losses[start:], start + 1):
         if step == kill:
             return None
         found = vitals(loss, as_array)
         recorder.see(step, found, positions=np.array([10 * step, 10 * step + 1]))
-        journal.write(step, loss=found.loss, update_norm=found.update_norm)
+        if step % log_every == 0:
+            journal.write(step, loss=found.loss, update_norm=found.update_norm)
     recorder.close()
     return recorder
 
@@ -204,6 +205,18 @@ def test_a_resumed_run_finds_the_spikes_of_an_uninterrupted_one(tmp_path):
     assert [spike._replace(window={}) for spike in killed] == [spike._replace(window={}) for spike in whole]
     assert killed[0] == whole[0]
     assert killed[1].window["step"] == list(range(91, 101))
+
+
+def test_where_few_steps_are_logged_the_usual_ranges_come_from_the_checkpoint(tmp_path):
+    losses = spiky()
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    train(tmp_path / "whole", losses, log_every=10)
+    usual = json.loads(json.dumps(train(tmp_path / "killed", losses[:90], log_every=10).usual()))
+    train(tmp_path / "killed", losses, start=90, resume_step=90, usual=usual, log_every=10)
+    whole, killed = (read_spikes(tmp_path / name / SPIKES) for name in ("whole", "killed"))
+    assert [spike.step for spike in whole] == [60, 100]
+    assert [spike._replace(window={}) for spike in killed] == [spike._replace(window={}) for spike in whole]
 
 
 def test_a_spike_that_is_going_on_when_a_run_resumes_is_not_found_twice(tmp_path):

@@ -32,7 +32,7 @@ def test_other_names_are_refused(name):
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ValueError, match=r'needs the extra "text": pip install "jaxreg\[text\]"'):
+    with pytest.raises(ValueError, match=r'needs the extra "text": pip install -e "\.\[experiments,text\]"'):
         open_tokenizer("file:tokenizer.json")
 
 

@@ -14,6 +14,7 @@ from experiments.harness.feed import Feed, own_feed
 from experiments.harness.journal import METRICS, Journal, read_journal
 from experiments.harness.mesh import make_mesh
 from experiments.harness.placement import OnMesh, Replicated
+from experiments.harness.spikes import SpikeRecorder
 from experiments.harness.train_step import init_averaged_state, init_state, make_step
 from experiments.harness.trainer import MAX_ROLLBACKS, Interrupted, NonFinite, Upkeep, fit
 
@@ -225,6 +226,29 @@ def test_a_stopped_run_is_saved_and_goes_on(tmp_path, number):
     assert signal.getsignal(number) == before
 
 
+def test_a_stopped_run_without_checkpoints_is_not_said_to_go_on():
+    with pytest.raises(Interrupted, match=r"stopped after step \d; nothing is saved to go on from"):
+        run(feed(), on_step=lambda step, figures: step == 3 and os.kill(os.getpid(), signal.SIGTERM))
+
+
+def test_a_checkpoint_has_the_usual_ranges_whatever_is_logged(tmp_path):
+    upkeep = Upkeep(checkpoint_every=3, log_every=5, on_nan="skip")
+    losses = []
+    with Checkpoints(tmp_path / "c") as checkpoints, SpikeRecorder(tmp_path) as recorder:
+        run(
+            feed(bad=[7]),
+            checkpoints=checkpoints,
+            recorder=recorder,
+            upkeep=upkeep,
+            on_step=lambda step, figures: losses.append(figures["loss"]),
+            say=lambda message: None,
+        )
+        shapes = PLACEMENT.shapes(jax.eval_shape(lambda: init_state(params(), OPTIMIZER)))
+        usual = checkpoints.restore(12, shapes)[1]["usual"]
+    assert usual["history"]["loss"] == [*losses[:6], *losses[-6:]]
+    assert not usual["spiking"]
+
+
 def test_what_is_not_finite_is_named_with_step_batch_leaf_and_checkpoint(tmp_path):
     with Checkpoints(tmp_path / "c") as checkpoints:
         message = (
@@ -264,7 +288,9 @@ def test_a_batch_that_breaks_training_is_left_out(tmp_path):
         state = run(feed(bad=[7, 9]), checkpoints=checkpoints, journal=journal, upkeep=upkeep, say=said.append)
     assert_same(state, run(feed(skipped=[7, 9])))
     assert [line.split(": back")[-1] for line in said] == [" to step 6, without batch 7", " to step 6, without batch 9"]
-    assert [line["batch"] for line in read_journal(tmp_path / METRICS)] == [0, 1, 2, 3, 4, 5, 6, 8, 10, 11, 12, 13]
+    lines = read_journal(tmp_path / METRICS)
+    assert [line["batch"] for line in lines if "batch" in line] == [0, 1, 2, 3, 4, 5, 6, 8, 10, 11, 12, 13]
+    assert [(line["step"], line["skipped"]) for line in lines if "skipped" in line] == [(6, 7), (6, 9)]
 
 
 def test_batches_are_not_skipped_for_ever(tmp_path):
