@@ -73,7 +73,7 @@ def tree_inner(a: PyTree, b: PyTree) -> Float[Array, ""]:
     """
     # optax.tree.vdot flattens the leaves, which sharded ones resist.
     products = [jnp.sum(x * y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
-    return sum(products, jnp.zeros([]))
+    return sum(products, jnp.zeros([], jnp.float32))
 
 
 @checked

@@ -83,6 +83,13 @@ def test_trees_are_vectors():
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(4 * x, y), over_largest(a), a)
 
 
+def test_products_have_the_precision_of_the_trees_but_at_least_float32():
+    with jax.enable_x64(True):
+        for dtype in (jnp.bfloat16, jnp.float32, jnp.float64):
+            product = tree_inner({"w": jnp.ones(3, dtype)}, {"w": jnp.ones(3, dtype)})
+            assert product.dtype == jnp.promote_types(dtype, jnp.float32)
+
+
 def test_trees_without_entries_or_of_zeros_have_no_largest():
     assert float(tree_inner({}, {})) == float(largest_entry({})) == 0
     assert over_largest({}) == {}

@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from jaxreg.precision import at_least_float32
+from jaxreg.precision import at_least_float32, widened
 from jaxreg.typing import Array, Float, Int, PRNGKeyArray, PyTree, ScalarLike, checked
 from jaxreg.validation import check_range
 
@@ -142,13 +143,16 @@ def train_expert(
         def step(carry, chosen):
             params, velocity = carry
             gradient = jax.grad(loss)(params, inputs[chosen], labels[chosen], coefficient)
-            velocity = jax.tree.map(lambda v, g, p: momentum * v + g + weight_decay * p, velocity, gradient, params)
-            return (jax.tree.map(lambda p, v: p - rate * v, params, velocity), velocity), None
+            velocity = jax.tree.map(
+                lambda v, g, p: (momentum * v + g + weight_decay * p).astype(v.dtype), velocity, gradient, params
+            )
+            params = jax.tree.map(lambda p, v: (p - rate * v).astype(p.dtype), params, velocity)
+            return (params, velocity), None
 
         carry, _ = jax.lax.scan(step, carry, order[: batches * batch_size].reshape(batches, batch_size))
         return carry, carry[0]
 
-    velocity = jax.tree.map(jnp.zeros_like, params)
+    velocity = jax.tree.map(jnp.zeros_like, widened(params))
     _, path = jax.lax.scan(epoch, (params, velocity), jnp.arange(epochs))
     return jax.tree.map(lambda first, rest: jnp.concatenate([jnp.asarray(first)[None], rest]), params, path)
 
@@ -168,7 +172,8 @@ def representative_init(
     Args:
         key: of the first centres, drawn far from each other (k-means++).
         inputs: real examples.
-        labels: their classes; every class needs at least ``per_class`` of them.
+        labels: their classes, at least ``per_class`` of each. Of a class with fewer, examples come again if the labels
+            are traced.
         per_class: clusters of each class, at least 1.
         num_classes: at least 1.
         iterations: of k-means, at least 0.
@@ -177,7 +182,7 @@ def representative_init(
         Examples by class, no example twice.
 
     Raises:
-        ValueError: a number is outside its range.
+        ValueError: a number is outside its range, or a class has too few examples.
 
     References:
         Shen et al., *Efficient Dataset Distillation through Alignment with Smooth and High-Quality Expert
@@ -187,6 +192,13 @@ def representative_init(
     check_range("num_classes", num_classes, "[1, inf)")
     check_range("iterations", iterations, "[0, inf)")
     points = at_least_float32(inputs).reshape(len(inputs), -1)
+    if not isinstance(labels, jax.core.Tracer):
+        counts = np.sum(np.asarray(labels) == np.arange(num_classes)[:, None], axis=1)
+        if counts.min() < per_class:
+            raise ValueError(
+                f"every class must have at least per_class={per_class} examples, "
+                f"got {counts.min()} of class {counts.argmin()}"
+            )
     members = jnp.asarray(labels) == jnp.arange(num_classes)[:, None]
     chosen = jax.vmap(lambda key, member: _nearest_to_centres(key, points, member, per_class, iterations))
     return jnp.asarray(inputs)[chosen(jax.random.split(key, num_classes), members)]
@@ -204,14 +216,17 @@ def _nearest_to_centres(key, points, member, number, iterations):
         return centres.at[n].set(points[drawn])
 
     def move(_, centres):
-        nearest = jax.nn.one_hot(jnp.argmin(_squares(points, centres), axis=-1), number) * member[:, None]
+        nearest = jax.nn.one_hot(jnp.argmin(_squares(points, centres), axis=-1), number, dtype=points.dtype)
+        nearest *= member[:, None]
         count = jnp.sum(nearest, axis=0)[:, None]
-        return jnp.where(count > 0, nearest.T @ points / jnp.maximum(count, 1.0), centres)
+        totals = jnp.matmul(nearest.T, points, precision="highest")
+        return jnp.where(count > 0, totals / jnp.maximum(count, 1.0), centres)
 
     centres = jax.lax.fori_loop(0, number, add_centre, jnp.zeros([number, points.shape[1]], points.dtype))
     squares = _squares(points, jax.lax.fori_loop(0, iterations, move, centres))
 
     def choose(free, column):
+        free = jnp.where(jnp.any(free), free, member)
         position = jnp.argmin(jnp.where(free, column, jnp.inf))
         return free.at[position].set(False), position
 
@@ -219,6 +234,6 @@ def _nearest_to_centres(key, points, member, number, iterations):
 
 
 def _squares(points, centres):
-    products = points @ centres.T
+    products = jnp.matmul(points, centres.T, precision="highest")
     squares = jnp.sum(jnp.square(points), axis=-1)[:, None] - 2 * products + jnp.sum(jnp.square(centres), axis=-1)
     return jnp.maximum(squares, 0.0)  # rounding errors may be negative

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxreg.precision import at_least_float32
+from jaxreg.precision import at_least_float32, widened
 from jaxreg.typing import Array, Float, PRNGKeyArray, PyTree, ScalarLike, checked
 from jaxreg.validation import check_range
 
@@ -77,11 +77,11 @@ def inner_loop(
     @jax.checkpoint
     def step(carry, _):
         params, velocity = carry
-        velocity = jax.tree.map(lambda v, g: momentum * v + g, velocity, jax.grad(loss)(params))
-        params = jax.tree.map(lambda p, v: p - learning_rate * v, params, velocity)
+        velocity = jax.tree.map(lambda v, g: (momentum * v + g).astype(v.dtype), velocity, jax.grad(loss)(params))
+        params = jax.tree.map(lambda p, v: (p - learning_rate * v).astype(p.dtype), params, velocity)
         return (params, velocity), params
 
-    velocity = jax.tree.map(jnp.zeros_like, params)
+    velocity = jax.tree.map(jnp.zeros_like, widened(params))
     _, path = jax.lax.scan(step, (params, velocity), length=steps)
     return jax.tree.map(lambda first, rest: jnp.concatenate([jnp.asarray(first)[None], rest]), params, path)
 

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 
 from jaxreg.axes import per_example
 from jaxreg.diffusion.coupling import minibatch_ot
+from jaxreg.linalg import root
 from jaxreg.losses import cauchy, pseudo_huber
 from jaxreg.precision import at_least_float32
 from jaxreg.schedules import adaptive_c, doubling_steps, karras_index, karras_sigma
@@ -360,7 +361,7 @@ def consistency_sample(
     key: PRNGKeyArray,
     shape: Sequence[int],
     *,
-    sigmas: Sequence[ScalarLike] = (80.0, 0.821),
+    sigmas: Float[Array, "steps"] | Sequence[ScalarLike] = (80.0, 0.821),
     sigma_data: ScalarLike = 0.5,
     sigma_min: ScalarLike = 0.002,
 ) -> Float[Array, "..."]:
@@ -388,12 +389,12 @@ def consistency_sample(
     References:
         Song et al., *Consistency Models*, ICML 2023, arXiv 2303.01469.
     """
-    if not sigmas:
+    if len(sigmas) == 0:
         raise ValueError("sigmas must have at least one noise level, got none")
     model = dict(sigma_data=sigma_data, sigma_min=sigma_min)
     x = jnp.zeros(shape)
     for position, sigma in enumerate(sigmas):
-        spread = sigma if position == 0 else jnp.sqrt(jnp.square(sigma) - jnp.square(sigma_min))
+        spread = sigma if position == 0 else root(at_least_float32(jnp.square(sigma) - jnp.square(sigma_min)))
         noise = jax.random.normal(jax.random.fold_in(key, position), shape)
         x = consistency_apply(apply_fn, params, x + spread * noise, sigma, **model)
     return x

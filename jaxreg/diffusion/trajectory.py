@@ -23,6 +23,7 @@ import optax
 
 from jaxreg.axes import per_example
 from jaxreg.diffusion.denoising import denoising_loss
+from jaxreg.linalg import root
 from jaxreg.losses import pseudo_huber
 from jaxreg.precision import at_least_float32
 from jaxreg.schedules import karras_sigma
@@ -387,7 +388,7 @@ def ctm_sample(
     key: PRNGKeyArray,
     shape: Sequence[int],
     *,
-    sigmas: Sequence[ScalarLike],
+    sigmas: Float[Array, "steps"] | Sequence[ScalarLike],
     gamma: ScalarLike = 0.0,
     sigma_data: ScalarLike = 0.5,
     sigma_min: ScalarLike = 0.002,
@@ -421,14 +422,14 @@ def ctm_sample(
         Kim et al., *Consistency Trajectory Models*, ICLR 2024, arXiv 2310.02279.
     """
     check_range("gamma", gamma, "[0, 1]")
-    if not sigmas:
+    if len(sigmas) == 0:
         raise ValueError("sigmas must have at least one noise level, got none")
+    kept = root(1 - jnp.square(at_least_float32(jnp.asarray(gamma))))
     x = sigmas[0] * jax.random.normal(jax.random.fold_in(key, 0), shape)
     for position, (t, following) in enumerate(zip(sigmas, [*sigmas[1:], sigma_min], strict=True), start=1):
-        kept = jnp.sqrt(1 - jnp.square(gamma))
         s = kept * (following - sigma_min) + sigma_min
         x = ctm_jump(apply_fn, params, x, t, s, sigma_data=sigma_data).point
         # The difference of the squares of t' and s, such that it is zero without noise.
-        spread = jnp.sqrt((1 - kept) * (following - sigma_min) * (following + s))
+        spread = root((1 - kept) * (following - sigma_min) * (following + s))
         x = x + spread * jax.random.normal(jax.random.fold_in(key, position), shape)
     return x

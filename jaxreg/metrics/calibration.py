@@ -71,7 +71,8 @@ def aurc(confidence: Float[Array, "*batch"], correct: Bool[Array, "*batch"]) -> 
         correct: whether each prediction is right.
 
     Returns:
-        The area in [0, 1]; less is better. :func:`excess_aurc` takes off what the error rate alone costs.
+        The area in [0, 1]; less is better. NaN if a confidence is. :func:`excess_aurc` takes off what the error rate
+        alone costs.
 
     References:
         Geifman et al., *Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers*, ICLR 2019, arXiv 1805.08206.
@@ -84,7 +85,7 @@ def aurc(confidence: Float[Array, "*batch"], correct: Bool[Array, "*batch"]) -> 
     # In a random order within a run of equal confidences, errors accrue linearly on average.
     count = jnp.arange(1, len(descending) + 1)
     accrued = errors[start] + (count - start) * (errors[stop] - errors[start]) / (stop - start)
-    return jnp.mean(accrued / count)
+    return jnp.where(jnp.any(jnp.isnan(descending)), jnp.nan, jnp.mean(accrued / count))
 
 
 @checked

@@ -101,10 +101,10 @@ def optimal_coverage_policy(
     q = at_least_float32(probabilities)
     ratios = jnp.max(q, axis=-1, keepdims=True) / jnp.maximum(q, jnp.finfo(q.dtype).tiny)
     # Relative to the likeliest answer, and bounded: an answer this rare is never drawn anyway.
-    weights = jnp.exp(jnp.where(q > 0, jnp.minimum(jnp.log(ratios) / (n - 1), 60.0), 60.0))
+    weights = jnp.exp(jnp.where(q <= 0, 60.0, jnp.minimum(jnp.log(ratios) / (n - 1), 60.0)))
     ascending = jnp.sort(weights, axis=-1)
     scales = jnp.arange(q.shape[-1]) / jnp.cumsum(ascending, axis=-1)
     # The likeliest k answers are all drawn if the rarest of them still is.
     size = jnp.max(jnp.where(scales * ascending < 1, jnp.arange(1, q.shape[-1] + 1), 1), axis=-1, keepdims=True)
     scale = jnp.take_along_axis(scales, size - 1, axis=-1)
-    return jnp.where(q > 0, jnp.maximum(1.0 - scale * weights, 0.0), 0.0)
+    return jnp.where(q <= 0, 0.0, jnp.maximum(1.0 - scale * weights, 0.0))

@@ -163,10 +163,12 @@ def lanczos_top_eigenvalue(
         rest = image
         for _ in range(2):  # once leaves what the rounding of large components hides
             inside = sum(
-                jnp.tensordot(b, x, axes=x.ndim)
+                jnp.tensordot(b, x, axes=x.ndim, precision="highest")
                 for b, x in zip(jax.tree.leaves(basis), jax.tree.leaves(rest), strict=True)
             )
-            rest = jax.tree.map(lambda x, b, c=inside: x - jnp.tensordot(c, b, axes=1), rest, basis)
+            rest = jax.tree.map(
+                lambda x, b, c=inside: x - jnp.tensordot(c, b, axes=1, precision="highest"), rest, basis
+            )
         beta = jnp.sqrt(_dot(rest, rest))
         largest = jnp.maximum(largest, jnp.maximum(jnp.abs(alpha), beta))
         # What is left when the space is exhausted is rounding: from there on the matrix is padded.
@@ -183,4 +185,6 @@ def lanczos_top_eigenvalue(
 
 
 def _dot(a, b):
-    return sum((jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)), jnp.zeros([]))
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    products = [jnp.vdot(x, y, precision="highest") for x, y in pairs]
+    return sum(products, jnp.zeros([], jnp.float32))

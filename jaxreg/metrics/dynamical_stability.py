@@ -7,6 +7,7 @@ minimum: with single examples the whole trace must stay below :math:`2 / \eta`. 
 flat minima, and flat minima of some networks are those of small norm (:mod:`jaxreg.penalties`).
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -227,13 +228,13 @@ def noise_alignment(a: Float[Array, "examples parameters"], residuals: Float[Arr
         NeurIPS 2022, arXiv 2207.02628.
     """
     a, residuals = at_least_float32(a), at_least_float32(residuals)
-    products = a @ a.T / len(a)
+    products = _product(a, a.T) / len(a)
     # tr(a_i a_i^T H) and g^T H g in terms of inner products.
     along = jnp.sum(jnp.square(products), axis=1) * len(a)
-    pull = products @ residuals
+    pull = _product(products, residuals)
     aligned = jnp.mean(jnp.square(residuals) * along) - jnp.mean(jnp.square(pull))
     scale = jnp.mean(jnp.square(residuals)) * jnp.sum(jnp.square(products))
-    return jnp.where(scale > 0, aligned / jnp.where(scale > 0, scale, 1.0), 0.0)
+    return jnp.where(scale == 0, 0.0, aligned / jnp.where(scale == 0, 1.0, scale))
 
 
 @checked
@@ -267,10 +268,13 @@ def frobenius_bound(
     return jnp.sqrt(at_least_float32(jnp.asarray(batch_size)) / alignment) / learning_rate
 
 
+_product = functools.partial(jnp.matmul, precision="highest")
+
+
 def _gram(a):
     """H, or the matrix of inner products with the same eigenvalues but zeros, whichever is smaller."""
     a = at_least_float32(a)
-    return (a @ a.T if a.shape[0] < a.shape[1] else a.T @ a) / a.shape[0]
+    return (_product(a, a.T) if a.shape[0] < a.shape[1] else _product(a.T, a)) / a.shape[0]
 
 
 def _in_eigenbasis(a):
@@ -279,11 +283,11 @@ def _in_eigenbasis(a):
     eigenvalues = jnp.maximum(eigenvalues, 0.0)
     if a.shape[0] < a.shape[1]:
         return eigenvalues, vectors * jnp.sqrt(a.shape[0] * eigenvalues)
-    return eigenvalues, at_least_float32(a) @ vectors
+    return eigenvalues, _product(at_least_float32(a), vectors)
 
 
 def _squared(features, eigenvalues, batch_size, s):
     """The term of the operator with the square of the learning rate."""
-    sizes = jnp.einsum("ni,ij,nj->n", features, s, features)
-    noise = (features.T * sizes) @ features / len(features)
+    sizes = jnp.einsum("ni,ij,nj->n", features, s, features, precision="highest")
+    noise = _product(features.T * sizes, features) / len(features)
     return noise / batch_size + (1.0 - 1.0 / batch_size) * eigenvalues[:, None] * s * eigenvalues

@@ -36,4 +36,4 @@ def gradient_cosine(
     """
     a, b = (over_largest(widened(gradient)) for gradient in (gradient_a, gradient_b))
     product = jnp.sqrt(tree_inner(a, a)) * jnp.sqrt(tree_inner(b, b))
-    return jnp.where(product > 0, tree_inner(a, b) / jnp.where(product > 0, product, 1.0), 0.0)
+    return jnp.where(product == 0, 0.0, tree_inner(a, b) / jnp.where(product == 0, 1.0, product))

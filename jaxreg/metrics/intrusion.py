@@ -40,7 +40,7 @@ def intrusion_rate(
         share: in (0, 1], how much of the target that class should have at least (our choice: half).
 
     Returns:
-        The share in [0, 1].
+        The share in [0, 1]; NaN if a mixture or an example is.
 
     Raises:
         ValueError: ``radius`` or ``share`` is outside its range.
@@ -57,7 +57,9 @@ def intrusion_rate(
         point, target = mixture
         distances = jnp.linalg.norm(y - point, axis=-1)
         nearest = jnp.argmin(distances)
-        return (distances[nearest] <= radius) & (target[jnp.asarray(labels)[nearest]] < share)
+        distance, given = distances[nearest], target[jnp.asarray(labels)[nearest]]
+        unknown = jnp.isnan(distance) | jnp.isnan(given)
+        return jnp.where(unknown, jnp.nan, (distance <= radius) & (given < share))
 
     # One mixture at a time: differences of all pairs would not fit into memory.
     return jnp.mean(jax.lax.map(intrudes, (x, mixed_targets)))

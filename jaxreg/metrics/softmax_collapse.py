@@ -34,7 +34,7 @@ def collapse_fraction(
         dtype: precision of the loss in question, by default that of ``logits``.
 
     Returns:
-        The fraction, in [0, 1].
+        The fraction, in [0, 1]; NaN if a logit is.
 
     References:
         Prieto et al., *Grokking at the Edge of Numerical Stability*, ICLR 2025, arXiv 2501.04697.
@@ -44,7 +44,8 @@ def collapse_fraction(
     gaps = z - at_labels(z, labels)[..., None]
     wrong = jnp.arange(z.shape[-1]) != labels[..., None]
     rest = jax.nn.logsumexp(gaps, axis=-1, where=wrong)
-    return jnp.mean(rest <= jnp.log(float(precision.eps) / 2))
+    collapsed = rest <= jnp.log(float(precision.eps) / 2)
+    return jnp.mean(jnp.where(jnp.isnan(rest), jnp.nan, collapsed))
 
 
 @checked

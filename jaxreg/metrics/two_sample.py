@@ -113,7 +113,7 @@ def frechet_distance(
     root_x = _root(covariance_x)
     inside = jnp.matmul(jnp.matmul(root_x, covariance_y, precision="highest"), root_x, precision="highest")
     eigenvalues, _ = eigh(0.5 * (inside + inside.T))
-    shared = jnp.sum(jnp.sqrt(jnp.maximum(eigenvalues, 0.0)))
+    shared = jnp.sum(root(eigenvalues))
     return jnp.sum(jnp.square(mean_x - mean_y)) + jnp.trace(covariance_x) + jnp.trace(covariance_y) - 2 * shared
 
 
@@ -132,4 +132,4 @@ def _moments(x):
 
 def _root(covariance):
     eigenvalues, vectors = eigh(covariance)
-    return jnp.matmul(vectors * jnp.sqrt(jnp.maximum(eigenvalues, 0.0)), vectors.T, precision="highest")
+    return jnp.matmul(vectors * root(eigenvalues), vectors.T, precision="highest")

@@ -168,7 +168,7 @@ def klom(
         clip: > 0, margins are clipped to ``[-clip, clip]`` (paper: 100).
 
     Returns:
-        The divergence of each example, 0 for equal histograms.
+        The divergence of each example, 0 for equal histograms; NaN where a margin is.
 
     Raises:
         ValueError: ``bins``, ``eps`` or ``clip`` is outside its range.
@@ -193,4 +193,6 @@ def klom(
     p, q = histogram(p_margins), histogram(q_margins)
     q = jnp.where(p > 0, jnp.maximum(q, eps), q)
     q = q / jnp.sum(q, axis=-1, keepdims=True)
-    return jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p / jnp.where(p > 0, q, 1.0), 1.0)), 0.0), axis=-1)
+    terms = jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p / jnp.where(p > 0, q, 1.0), 1.0)), 0.0)
+    # NaN is in no bin: without margins there would be no divergence.
+    return jnp.where(jnp.isnan(low), jnp.nan, jnp.sum(terms, axis=-1))

@@ -13,6 +13,7 @@ Regress logits, one output for each class, of all examples ``x`` that are traine
 ones and some that stay. In linear regression the prediction is exact (:func:`leave_out_ridge`), and so is the result.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -78,10 +79,13 @@ def fit_datamodel(
     x_mean, y_mean = jnp.mean(x, axis=0), jnp.mean(y, axis=0)
     x, y = (x - x_mean) / math.sqrt(models), (y - y_mean) / math.sqrt(models)
     # The same, by the smaller of the two Gram matrices.
-    weights = _solve(x.T @ x, l2, x.T @ y) if examples <= models else x.T @ _solve(x @ x.T, l2, y)
+    if examples <= models:
+        weights = _solve(_product(x.T, x), l2, _product(x.T, y))
+    else:
+        weights = _product(x.T, _solve(_product(x, x.T), l2, y))
     if not (isinstance(l1, int | float) and l1 == 0):
         weights = _lasso(x, y, weights, l2, l1, iterations)
-    bias = y_mean - x_mean @ weights
+    bias = y_mean - _product(x_mean, weights)
     return weights.reshape(examples, *outputs.shape[1:]), bias.reshape(outputs.shape[1:])
 
 
@@ -104,7 +108,7 @@ def predict_oracle(
     References:
         Georgiev et al., *Attribute-to-Delete: Machine Unlearning via Datamodel Matching*, arXiv 2410.23232.
     """
-    contributions = jnp.tensordot(at_least_float32(forget_mask), at_least_float32(weights), axes=1)
+    contributions = jnp.tensordot(at_least_float32(forget_mask), at_least_float32(weights), axes=1, precision="highest")
     return at_least_float32(f0) - contributions
 
 
@@ -212,15 +216,19 @@ def leave_out_ridge(
     check_range("l2", l2, "[0, inf)")
     x, y = at_least_float32(x), at_least_float32(y)
     targets = y.reshape(len(y), -1)
-    inverse = jnp.linalg.inv(x.T @ x + l2 * jnp.eye(x.shape[1], dtype=x.dtype))
-    theta = inverse @ (x.T @ targets)
+    inverse = jnp.linalg.inv(_product(x.T, x) + l2 * jnp.eye(x.shape[1], dtype=x.dtype))
+    theta = _product(inverse, _product(x.T, targets))
     if jnp.issubdtype(jnp.asarray(forget).dtype, jnp.bool_):
         x_f, y_f = jnp.where(forget[:, None], x, 0.0), jnp.where(forget[:, None], targets, 0.0)
     else:
         x_f, y_f = x[forget], targets[forget]
-    gap = jnp.eye(len(x_f), dtype=x.dtype) - x_f @ inverse @ x_f.T
-    theta = theta - inverse @ x_f.T @ jnp.linalg.solve(gap, y_f - x_f @ theta)
+    shared = _product(inverse, x_f.T)
+    gap = jnp.eye(len(x_f), dtype=x.dtype) - _product(x_f, shared)
+    theta = theta - _product(shared, jnp.linalg.solve(gap, y_f - _product(x_f, theta)))
     return theta.reshape(x.shape[1], *y.shape[1:])
+
+
+_product = functools.partial(jnp.matmul, precision="highest")
 
 
 def _solve(gram, l2, right):
@@ -232,18 +240,18 @@ def _lasso(x, y, start, l2, l1, iterations):
 
     # The largest eigenvalue of the Gram matrix, which the Frobenius norm bounds too loosely, by power iteration.
     def power(_, v):
-        v = x.T @ (x @ v)
+        v = _product(x.T, _product(x, v))
         return v / jnp.maximum(jnp.linalg.norm(v), 1e-30)
 
     v = jax.lax.fori_loop(0, 50, power, jnp.full(x.shape[1], 1 / math.sqrt(x.shape[1]), x.dtype))
     # A start that misses the top direction gives less than the largest, hence the random one beside it.
     u = jax.lax.fori_loop(0, 50, power, jax.random.normal(jax.random.key(0), v.shape, v.dtype))
-    largest = jnp.maximum(jnp.linalg.norm(x @ v), jnp.linalg.norm(x @ u)) ** 2
+    largest = jnp.maximum(jnp.linalg.norm(_product(x, v)), jnp.linalg.norm(_product(x, u))) ** 2
     rate = 1 / (1.05 * largest + l2 + 1e-12)
 
     def step(_, carry):
         w, ahead, t = carry
-        moved = ahead - rate * (x.T @ (x @ ahead - y) + l2 * ahead)
+        moved = ahead - rate * (_product(x.T, _product(x, ahead) - y) + l2 * ahead)
         new = jnp.sign(moved) * jnp.maximum(jnp.abs(moved) - rate * l1, 0.0)
         t_new = (1 + jnp.sqrt(1 + 4 * t**2)) / 2
         return new, new + (t - 1) / t_new * (new - w), t_new

@@ -290,6 +290,11 @@ def dynamic_ema_update(
         return before + weight * (at_least_float32(leaf) - before) if is_floating(leaf) else jnp.asarray(leaf)
 
     ema = jax.tree.map(average, state.ema, params, weights)
-    grads = jax.tree.map(lambda gradient, before: gradient.astype(before.dtype), grads, state.prev_grads)
+
+    def kept(before, gradient):
+        # Leaves that are not floating have no gradient, or one of the type float0.
+        return gradient.astype(before.dtype) if is_floating(before) else before
+
+    grads = jax.tree.map(kept, state.prev_grads, grads)
     averaged = jax.tree.map(lambda leaf, like: leaf.astype(jnp.result_type(like)), ema, params)
     return averaged, DynamicEMAState(ema, grads, state.count + 1)

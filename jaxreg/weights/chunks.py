@@ -152,10 +152,11 @@ def chunk_scale(
         Soro et al., *Instruction-Guided Autoregressive Neural Network Parameter Generation*, arXiv 2504.02012.
     """
     same = (jnp.asarray(layers)[:, None] == jnp.asarray(layers)).astype(chunks.dtype)
-    counts = len(chunks) * (same @ jnp.sum(mask, axis=1, keepdims=True))
+    counts = len(chunks) * jnp.matmul(same, jnp.sum(mask, axis=1, keepdims=True), precision="highest")
 
     def mean(values):
-        return same @ jnp.sum(jnp.where(mask, values, 0.0), axis=(0, 2))[:, None] / counts
+        totals = jnp.sum(jnp.where(mask, values, 0.0), axis=(0, 2))[:, None]
+        return jnp.matmul(same, totals, precision="highest") / counts
 
     centre = mean(chunks)
     std = jnp.sqrt(mean(jnp.square(chunks - centre)))

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxreg.paths import natural_order, path_name
 from jaxreg.precision import at_least_float32, is_floating
 from jaxreg.typing import Array, Float, PRNGKeyArray, PyTree, ScalarLike, checked
-from jaxreg.validation import check_range
+from jaxreg.validation import check_range, check_same_shapes
 
 Quantization = Literal["linear", "log", "tanh"]
 
@@ -44,10 +44,15 @@ def robust_signature(robust: PyTree, clean: PyTree, pretrained: PyTree) -> PyTre
     Returns:
         The signature, a tree like ``robust``, floating leaves at least float32. Other leaves are zero.
 
+    Raises:
+        ValueError: the models differ in structure or shapes.
+
     References:
         Cai, Zhang and Wang, *Robust Weight Signatures: Gaining Robustness as Easy as Patching Weights?*, ICML 2023,
         arXiv 2302.12480.
     """
+    check_same_shapes("clean", clean, robust)
+    check_same_shapes("pretrained", pretrained, robust)
 
     def signature(corrupted, clean, start):
         if not is_floating(corrupted):
@@ -99,6 +104,9 @@ def patch(
     Returns:
         The patched model, in the dtypes of ``params``. Leaves that are not floating stay as they are.
 
+    Raises:
+        ValueError: ``signatures`` are no stack of trees with the shapes of ``params``.
+
     References:
         Cai, Zhang and Wang, *Robust Weight Signatures: Gaining Robustness as Easy as Patching Weights?*, ICML 2023,
         arXiv 2302.12480.
@@ -126,6 +134,9 @@ def unpatch(
 
     Returns:
         The model without the patch.
+
+    Raises:
+        ValueError: ``signatures`` are no stack of trees with the shapes of ``params``.
 
     References:
         Cai, Zhang and Wang, *Robust Weight Signatures: Gaining Robustness as Easy as Patching Weights?*, ICML 2023,
@@ -187,10 +198,14 @@ def replace_by_mean(params: PyTree, models: PyTree, *, mask: PyTree) -> PyTree:
     Returns:
         A tree like ``params``.
 
+    Raises:
+        ValueError: ``models`` are no stack of trees with the shapes of ``params``.
+
     References:
         Cai, Zhang and Wang, *Robust Weight Signatures: Gaining Robustness as Easy as Patching Weights?*, ICML 2023,
         arXiv 2302.12480.
     """
+    check_same_shapes("models", models, params, leading=["models"])
 
     def replaced(leaf, stack, chosen):
         if not is_floating(leaf):
@@ -263,6 +278,9 @@ def extrapolate(pretrained: PyTree, finetuned: PyTree, *, alpha: ScalarLike = 0.
     Returns:
         A tree like ``finetuned``. Leaves that ``pretrained`` lacks, or that are not floating, are those of
         ``finetuned``.
+
+    Raises:
+        ValueError: no floating leaf is in both trees, or one has another shape.
 
     References:
         Tian et al., *Extrapolating and Decoupling Image-to-Video Generation Models: Motion Modeling is Easier Than
@@ -344,7 +362,7 @@ def decouple_inject(
         floating, are those of ``finetuned`` in both.
 
     Raises:
-        ValueError: ``drop`` is outside [0, 1).
+        ValueError: ``drop`` is outside [0, 1), no floating leaf is in both trees, or one has another shape.
 
     References:
         Tian et al., *Extrapolating and Decoupling Image-to-Video Generation Models: Motion Modeling is Easier Than
@@ -352,7 +370,7 @@ def decouple_inject(
     """
     key_degree, key_adapter = jax.random.split(key)
     # theta_deg - theta_pre is -alpha times the change, here without rounding theta_deg.
-    change = _with_pretrained(lambda start, end: end - start, pretrained, finetuned, dtype=jnp.float32)
+    change = _with_pretrained(lambda start, end: end - start, pretrained, finetuned, widen=True)
     degree = dare(key_degree, jax.tree.map(lambda d: -alpha * d, change), drop=drop)
     adapter = dare(key_adapter, change, drop=drop)
     dyn = _with_pretrained(lambda start, end, by: start + dyn_beta * by, pretrained, finetuned, degree)
@@ -361,6 +379,8 @@ def decouple_inject(
 
 
 def _patched(params, signatures, strength, layers, sign):
+    check_same_shapes("signatures", signatures, params, leading=["corruptions"])
+
     def patched(leaf, stack, chosen):
         if not is_floating(leaf):
             return jnp.asarray(leaf)
@@ -372,15 +392,22 @@ def _patched(params, signatures, strength, layers, sign):
     return jax.tree.map(patched, params, signatures, layers)
 
 
-def _with_pretrained(combine, pretrained, finetuned, *others, dtype=None):
+def _with_pretrained(combine, pretrained, finetuned, *others, widen=False):
     """``combine(start, end, *others)`` in every floating leaf that both trees have."""
     starts = dict(jax.tree_util.tree_leaves_with_path(pretrained))
+    ends = {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(finetuned) if is_floating(leaf)}
+    shared = starts.keys() & ends.keys()
+    if not shared:
+        names = " and ".join(path_name(next(iter(paths), ())) for paths in (starts, ends))
+        raise ValueError(f"pretrained and finetuned must share floating leaves, got paths such as {names}")
+    shared_starts, shared_ends = ({path_name(path): tree[path] for path in shared} for tree in (starts, ends))
+    check_same_shapes("finetuned", shared_ends, shared_starts)
 
     def combined(path, end, *rest):
-        if path not in starts or not is_floating(end):
+        if path not in shared:
             return jnp.asarray(end)
         value = combine(at_least_float32(starts[path]), at_least_float32(end), *rest)
-        return value.astype(dtype or jnp.result_type(end))
+        return value if widen else value.astype(jnp.result_type(end))
 
     return jax.tree.map_with_path(combined, finetuned, *others)
 

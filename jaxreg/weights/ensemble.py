@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxreg.precision import at_least_float32, is_floating
 from jaxreg.typing import Array, Float, PyTree, ScalarLike, checked
-from jaxreg.validation import check_range
+from jaxreg.validation import check_range, check_same_shapes
 
 
 @checked
@@ -33,12 +33,13 @@ def wise_ft(pretrained: PyTree, finetuned: PyTree, *, alpha: ScalarLike = 0.5) -
         A tree like ``finetuned``, in its dtypes; leaves that are not floating are its own.
 
     Raises:
-        ValueError: ``alpha`` is outside [0, 1].
+        ValueError: ``alpha`` is outside [0, 1], or the trees differ in structure or shapes.
 
     References:
         Wortsman et al., *Robust Fine-tuning of Zero-shot Models*, CVPR 2022, arXiv 2109.01903.
     """
     check_range("alpha", alpha, "[0, 1]")
+    check_same_shapes("finetuned", finetuned, pretrained)
 
     def average(start, end):
         if not is_floating(end):

@@ -231,8 +231,8 @@ def sample_tokens(
     """
     check_range("length", length, "[1, inf)")
     check_range("temperature", temperature, "(0, inf)")
-    window = min(length, context or length)
-    check_range("context", window, "[1, inf)")
+    check_range("context", context, "[1, inf)")
+    window = length if context is None else min(length, context)
 
     def step(tokens, position):
         start = jnp.maximum(position - window + 1, 0)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, PRNGKeyArray, PyTree, ScalarLike, checked
-from jaxreg.validation import check_range
+from jaxreg.validation import check_range, check_same_shapes
 from jaxreg.weights.task_vectors import add_task_vector, flatten_stack, task_vector
 
 Inter = Literal["sum", "pair"]
@@ -116,7 +116,8 @@ def pcb_parts(
         A stack of ``N + 1`` trees like ``pretrained``, that one first.
 
     Raises:
-        ValueError: ``ratio`` or ``clip_quantile`` is outside its range.
+        ValueError: ``ratio`` or ``clip_quantile`` is outside its range, or ``finetuned`` is no stack of trees with the
+            shapes of ``pretrained``.
 
     References:
         Du et al., *Parameter Competition Balancing for Model Merging*, NeurIPS 2024, arXiv 2410.02396.
@@ -197,7 +198,8 @@ def pcb_merge(
         ``pretrained``.
 
     Raises:
-        ValueError: ``ratio`` or ``clip_quantile`` is outside its range.
+        ValueError: ``ratio`` or ``clip_quantile`` is outside its range, or ``finetuned`` is no stack of trees with the
+            shapes of ``pretrained``.
 
     References:
         Du et al., *Parameter Competition Balancing for Model Merging*, NeurIPS 2024, arXiv 2410.02396.
@@ -208,6 +210,7 @@ def pcb_merge(
 
 
 def _parts(pretrained, finetuned, ratio, clip_quantile, inter):
+    check_same_shapes("finetuned", finetuned, pretrained, leading=["tasks"])
     rows, unflatten = flatten_stack(task_vector(pretrained, finetuned))
     scores = pcb_scores(rows, ratio=ratio, clip_quantile=clip_quantile, inter=inter)
     # Dropped entries have score 0 exactly: they count neither above nor below the line.

@@ -31,7 +31,7 @@ import numpy as np
 from jaxreg.linalg import svd
 from jaxreg.precision import at_least_float32, is_floating
 from jaxreg.typing import Array, Bool, Float, PRNGKeyArray, PyTree, ScalarLike, checked
-from jaxreg.validation import check_range
+from jaxreg.validation import check_range, check_same_shapes
 from jaxreg.weights.task_vectors import add_task_vector, task_vector
 
 Mutation = Literal["svd", "gaussian"]
@@ -125,12 +125,14 @@ def cycleqd_init(
         The state.
 
     Raises:
-        ValueError: there are fewer than two experts, or ``bins`` is below 1.
+        ValueError: there are fewer than two experts, they are no stack of trees with the shapes of ``base``, or
+            ``bins`` is below 1.
 
     References:
         Kuroki et al., *Agent Skill Acquisition for Large Language Models via CycleQD*, ICLR 2025, arXiv 2410.14735.
     """
     check_range("bins", bins, "[1, inf)")
+    check_same_shapes("experts", experts, base, leading=["tasks"])
     vectors = task_vector(base, experts)
     tasks = len(jax.tree.leaves(vectors)[0])
     check_range("the number of experts", tasks, "[2, inf)")
@@ -258,7 +260,11 @@ def merge_task_vectors(key: PRNGKeyArray, first: PyTree, second: PyTree, *, std:
     check_range("std", std, "[0, inf)")
     weights = 1.0 + std * jax.random.normal(key, [2])
     weights /= jnp.sum(weights)
-    return jax.tree.map(lambda a, b: weights[0] * a + weights[1] * b if is_floating(a) else a, first, second)
+
+    def merge(a, b):
+        return (weights[0] * a + weights[1] * b).astype(a.dtype) if is_floating(a) else a
+
+    return jax.tree.map(merge, first, second)
 
 
 @checked
@@ -288,9 +294,9 @@ def mutate_along_basis(key: PRNGKeyArray, vector: PyTree, basis: PyTree, *, rate
     def mutated(number, leaf, basis):
         if basis is None:
             return leaf
-        parts = rate * jax.random.uniform(jax.random.fold_in(key, number), basis.s.shape)
+        parts = rate * jax.random.uniform(jax.random.fold_in(key, number), basis.s.shape, basis.s.dtype)
         change = jnp.matmul(basis.u * (parts * basis.s), basis.v.T, precision="highest")
-        return leaf + change.reshape(leaf.shape)
+        return (leaf + change.reshape(leaf.shape)).astype(leaf.dtype)
 
     mutants = map(mutated, range(len(leaves)), leaves, structure.flatten_up_to(basis))
     return jax.tree.unflatten(structure, list(mutants))
@@ -354,7 +360,7 @@ def _with_noise(key, vector, std):
     leaves, structure = jax.tree.flatten(vector)
     keys = jax.random.split(key, len(leaves))
     noisy = [
-        leaf + std * jax.random.normal(k, leaf.shape, leaf.dtype) if is_floating(leaf) else leaf
+        (leaf + std * jax.random.normal(k, leaf.shape, leaf.dtype)).astype(leaf.dtype) if is_floating(leaf) else leaf
         for k, leaf in zip(keys, leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, noisy)

@@ -131,7 +131,7 @@ def lcsc_ask(
     Args:
         state: of the search.
         children: how many, at least 1.
-        parent_pool: how many of the best may be parents, at least 2. There must have been as many initial ones.
+        parent_pool: how many of the best may be parents, at least 2; only those with a finite fitness are.
         mutation_std: >= 0, standard deviation of the mutations (0.02 to 0.05 work alike, 0.1 worse).
         mutation_prob: in [0, 1], of each coefficient to mutate.
         max_norm: > 0; a child whose free coefficients have a larger Euclidean norm is scaled down to it. No bound if
@@ -148,7 +148,9 @@ def lcsc_ask(
     check_range("mutation_std", mutation_std, "[0, inf)")
     check_range("mutation_prob", mutation_prob, "[0, 1]")
     key, key_parents, key_cross, key_which, key_noise = jax.random.split(state.key, 5)
-    first, second = _distinct_pairs(key_parents, children, parent_pool)
+    # Places that are still empty are no parents, nor is what is as bad.
+    usable = jnp.clip(jnp.sum(state.fitness < jnp.inf), 1, parent_pool)
+    first, second = _distinct_pairs(key_parents, children, usable)
     free = state.population[:, 1:]
     shape = children, free.shape[1]
     child = jnp.where(jax.random.bernoulli(key_cross, 0.5, shape), free[first], free[second])

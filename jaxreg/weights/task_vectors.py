@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxreg.precision import at_least_float32, is_floating
 from jaxreg.typing import Array, Float, PyTree, checked
+from jaxreg.validation import check_same_shapes
 
 
 @checked
@@ -29,9 +30,15 @@ def task_vector(pretrained: PyTree, finetuned: PyTree) -> PyTree:
     Returns:
         A tree like ``finetuned``, floating leaves at least float32. Other leaves, such as counters, are zero.
 
+    Raises:
+        ValueError: ``finetuned`` is neither a tree with the shapes of ``pretrained`` nor a stack of such.
+
     References:
         Ilharco et al., *Editing Models with Task Arithmetic*, ICLR 2023, arXiv 2212.04089.
     """
+    pairs = zip(jax.tree.leaves(pretrained), jax.tree.leaves(finetuned), strict=False)
+    stacked = any(jnp.ndim(after) > jnp.ndim(before) for before, after in pairs)
+    check_same_shapes("finetuned", finetuned, pretrained, leading=["models"] if stacked else [])
 
     def difference(before, after):
         if not is_floating(after):
@@ -54,9 +61,13 @@ def add_task_vector(pretrained: PyTree, vector: PyTree) -> PyTree:
     Returns:
         A tree like ``pretrained``, in its dtypes; leaves that are not floating are its own.
 
+    Raises:
+        ValueError: the trees differ in structure or shapes.
+
     References:
         Ilharco et al., *Editing Models with Task Arithmetic*, ICLR 2023, arXiv 2212.04089.
     """
+    check_same_shapes("vector", vector, pretrained)
 
     def add(leaf, by):
         return (at_least_float32(leaf) + by).astype(jnp.result_type(leaf)) if is_floating(leaf) else jnp.asarray(leaf)

@@ -60,6 +60,18 @@ class TestExpert:
         path = train_expert(jax.random.key(0), linear, W, X, Y, epochs=2, batch_size=6, **options)
         np.testing.assert_allclose(path, self.by_hand(epochs=2, clip=clip), rtol=1e-5, atol=1e-6)
 
+    def test_half_precision_stays_so_whatever_is_traced(self):
+        @jax.jit
+        def trained(rate, decay):
+            options = dict(learning_rate=rate, weight_decay=decay, clip=False)
+            return train_expert(
+                jax.random.key(0), linear, W.astype(jnp.bfloat16), X, Y, epochs=2, batch_size=6, **options
+            )
+
+        path = trained(np.float32(0.1), np.float32(1e-2))
+        assert path.dtype == jnp.bfloat16
+        np.testing.assert_allclose(path.astype(np.float32), self.by_hand(epochs=2, clip=False), atol=2e-2)
+
     def test_every_example_is_seen_once_an_epoch(self):
         """Example i moves row i only, by rate times 1/2 over the batch of 2 at weights of almost zero."""
         x, y = np.eye(6, dtype=np.float32), np.zeros(6, int)
@@ -105,6 +117,22 @@ class TestRepresentatives:
         places = np.concatenate([np.zeros(59), [1.0], np.repeat([5.0, 6.0, 7.0], 20)]).astype(np.float32)
         ours = representatives(jax.random.key(0), np.stack([places, places], axis=-1), self.LABELS)
         np.testing.assert_array_equal(np.sort(ours[..., 0], -1), [[0, 0, 1], [5, 6, 7]])
+
+    @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+    def test_they_are_the_same_in_float64_mode(self, dtype):
+        points = np.float32([[0, 1], [2, 3], [40, 41], [42, 43]]).astype(dtype)
+        with jax.enable_x64(True):
+            ours = representative_init(jax.random.key(0), points, np.array([0, 0, 1, 1]), 2, num_classes=2)
+        assert ours.dtype == dtype
+        np.testing.assert_array_equal(np.sort(ours, axis=1).reshape(4, 2), points)
+
+    def test_a_class_with_too_few_is_refused_or_repeats_its_own(self):
+        points, labels = self.POINTS[58:63], self.LABELS[58:63]
+        with pytest.raises(ValueError, match=r"^every class must have at least per_class=3 examples, got 2 of class 0"):
+            representative_init(jax.random.key(0), points, labels, 3, num_classes=2)
+        ours = np.asarray(representatives(jax.random.key(0), points, labels))
+        assert {tuple(row) for row in ours[0]} == {tuple(row) for row in points[:2]}
+        np.testing.assert_array_equal(np.sort(ours[1], axis=0), np.sort(points[2:], axis=0))
 
     def test_too_many_are_refused(self):
         with pytest.raises(ValueError, match=r"^per_class must be in \[1, 6\], got 7"):

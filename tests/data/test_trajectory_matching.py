@@ -30,6 +30,14 @@ def test_students_descend_with_momentum():
     np.testing.assert_allclose(student(SYNTHETIC, 0.2, 1.3), np.stack(path), rtol=1e-5, atol=1e-6)
 
 
+def test_students_in_half_precision_stay_so_whatever_is_traced():
+    path = jax.jit(
+        lambda *rates: inner_loop(linear, W.astype(jnp.bfloat16), SYNTHETIC, *rates[:1], steps=3, momentum=rates[1])
+    )(np.float32(0.2), np.float32(0.9))
+    assert path.dtype == jnp.bfloat16
+    np.testing.assert_allclose(path.astype(np.float32), student(SYNTHETIC, 0.2, 1.0), atol=2e-2)
+
+
 def test_gradients_reach_examples_and_learning_rate():
     """Against central differences, through all steps."""
     target = RNG.normal(size=(1, 4, 3)).astype(np.float32)

@@ -266,6 +266,19 @@ class TestSample:
         )
         np.testing.assert_allclose(samples.var(), 9 + 4 - 0.002**2, rtol=0.03)
 
+    def test_levels_may_be_an_array_with_gradients_down_to_the_lowest(self):
+        """A network of zero at the lowest level leaves what the first step has made."""
+
+        def sample(sigmas):
+            return consistency_sample(lambda p, x, n: 0 * x, (), jax.random.key(0), (4, 2), sigmas=sigmas)
+
+        levels = np.float32([80.0, SIGMA_MIN])
+        one, two = jax.jit(sample)(levels[:1]), jax.jit(sample)(levels)
+        np.testing.assert_allclose(two, one, rtol=1e-6)
+        slopes = jax.jit(jax.jacobian(sample))(levels)
+        np.testing.assert_allclose(slopes[..., 1], 0.0, atol=1e-6)
+        assert (slopes[..., 0] != 0).all()
+
     def test_it_needs_a_level(self):
         with pytest.raises(ValueError, match="sigmas must have at least one noise level"):
             consistency_sample(lambda p, x, n: x, (), jax.random.key(0), (2, 1), sigmas=())

@@ -252,6 +252,30 @@ class TestSample:
         )
         np.testing.assert_allclose(one, three, rtol=1e-3, atol=1e-5)
 
+    def test_gradients_where_no_noise_is_added_or_none_is_kept(self):
+        """Central differences in the level, which would be lost in the rounding of float32."""
+
+        def total(level, gamma):
+            sigmas = (80.0, level, 0.1)
+            samples = ctm_sample(lambda p, x, a, b: 0 * x, (), jax.random.key(0), (4, 2), sigmas=sigmas, gamma=gamma)
+            return jnp.sum(jnp.square(samples))
+
+        with jax.enable_x64(True):
+            differentiated = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
+            for gamma in (0.0, 1.0):
+                (above, _), (below, _), (_, slopes) = (differentiated(0.5 + by, gamma) for by in (1e-5, -1e-5, 0.0))
+                np.testing.assert_allclose(slopes[0], (above - below) / 2e-5, rtol=1e-5)
+                assert np.isfinite(slopes[1])
+
+    def test_levels_may_be_an_array_and_traced(self):
+        def sample(sigmas):
+            return ctm_sample(lambda p, x, a, b: 0 * x, (), jax.random.key(0), (5, 2), sigmas=sigmas, gamma=0.5)
+
+        expected = jax.jit(lambda: sample(LEVELS))()
+        np.testing.assert_allclose(jax.jit(sample)(jnp.array(LEVELS)), expected, rtol=1e-4, atol=1e-6)
+        with pytest.raises(ValueError, match="sigmas must have at least one noise level"):
+            sample(jnp.zeros(0))
+
     def test_levels_below_the_next_one(self):
         """s = sqrt(1 - 0.36) (t' - smin) + smin."""
         seen = []

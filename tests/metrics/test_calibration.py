@@ -88,6 +88,11 @@ class TestAurc:
         correct = np.random.default_rng(0).random(12) < 0.6
         np.testing.assert_allclose(self.AREA(10 * confidence - 3, correct), self.AREA(confidence, correct), rtol=1e-6)
 
+    def test_a_confidence_that_is_no_number_has_no_place_in_the_order(self):
+        confidence, correct = jnp.array([np.nan, 0.8, 0.7]), np.array([True, False, True])
+        assert np.isnan(self.AREA(confidence, correct))
+        assert np.isnan(excess_aurc(confidence, correct))
+
 
 class TestExcessAurc:
     @pytest.mark.parametrize("errors", [0, 3, 7])

@@ -63,6 +63,10 @@ class TestOptimalCoveragePolicy:
         assert (np.asarray(best)[q == 0] == 0).all()
         np.testing.assert_allclose(best[2], 0.25, rtol=1e-6)
 
+    def test_beside_what_is_no_number_nothing_is_known(self):
+        best = policy(np.array([[np.nan, 0.4, 0.0], [0.5, 0.5, 0.0]], np.float32), 4.0)
+        np.testing.assert_allclose(best, [[np.nan, np.nan, 0.0], [0.5, 0.5, 0.0]], rtol=1e-6)
+
     def test_one_draw_is_refused(self):
         with pytest.raises(ValueError, match=r"n must be in \(1, inf\), got 1"):
             optimal_coverage_policy(np.array([0.5, 0.5]), n=1)

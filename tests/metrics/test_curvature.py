@@ -88,6 +88,25 @@ def test_half_precision_parameters_are_widened():
     np.testing.assert_allclose(product, [2.002, 0.0], rtol=1e-6)
 
 
+def test_float32_parameters_stay_so_in_float64_mode():
+    curvatures = np.array([1.0, 4.0, -2.0], np.float32)
+
+    def bowl(params):
+        return 0.5 * jnp.sum(curvatures * params["w"] ** 2)
+
+    with jax.enable_x64(True):
+        params = {"w": jnp.ones(3, jnp.float32)}
+        for measure in (top_eigenvalue, hutchinson_trace):
+            value = measure(jax.random.key(0), bowl, params)
+            assert value.dtype == jnp.float32
+            np.testing.assert_allclose(value, 4.0 if measure is top_eigenvalue else 3.0, rtol=1e-5)
+
+
+def test_lanczos_never_multiplies_in_less_than_float32():
+    program = jax.jit(lambda v: lanczos_top_eigenvalue(jnp.sin, v)).lower(jnp.ones(9)).as_text()
+    assert program.count("dot_general") == program.count("precision = [HIGHEST, HIGHEST]")
+
+
 def test_usable_inside_a_training_loop():
     """Gradient descent on a parabola, with its curvature as telemetry of every step."""
 

@@ -122,6 +122,7 @@ def test_without_gradients_everything_is_stable():
     a = np.zeros([6, 4], np.float32)
     assert STABILITY["critical"](a, batch_size=1.0) == STABILITY["bound"](a, batch_size=1.0) == np.inf
     assert float(noise_alignment(a, jnp.ones(6))) == 0.0
+    assert np.isnan(noise_alignment(a + np.nan, jnp.ones(6)))
 
 
 def test_features_of_a_network_by_hand():
@@ -169,6 +170,13 @@ def test_alignment_is_what_noise_adds_to_the_loss(batch_size):
     alignment = noise / (learning_rate**2 / batch_size * np.sum(h**2) * loss(distance))
     ours = noise_alignment(a.astype(np.float32), residuals.astype(np.float32))
     np.testing.assert_allclose(ours, alignment, rtol=1e-4)
+
+
+@pytest.mark.parametrize("measure", [critical_lr, hessian_frobenius, lambda a: noise_alignment(a, a[:, 0])])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_nothing_is_multiplied_in_less_than_float32(measure, shape):
+    program = jax.jit(measure).lower(features(shape)).as_text()
+    assert program.count("dot_general") == program.count("precision = [HIGHEST, HIGHEST]")
 
 
 def test_frobenius_bound_by_hand():

@@ -20,6 +20,10 @@ def test_a_zero_gradient_has_no_direction():
     assert float(gradient_cosine({"w": jnp.zeros(3)}, {"w": jnp.ones(3)})) == 0.0
 
 
+def test_gradients_that_are_no_numbers_have_no_cosine():
+    assert np.isnan(gradient_cosine({"w": jnp.array([jnp.nan, 1.0])}, {"w": jnp.ones(2)}))
+
+
 def test_other_shapes_are_refused():
     with pytest.raises(TypeError):
         gradient_cosine({"w": jnp.zeros(3)}, {"w": jnp.ones(2)})

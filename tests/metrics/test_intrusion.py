@@ -34,6 +34,12 @@ def test_shares_of_any_shape_radius_and_share():
         np.testing.assert_allclose(rate, expected, rtol=1e-6)
 
 
+def test_mixtures_that_are_no_numbers_do_not_count_as_harmless():
+    mixed, targets = jnp.array([[jnp.nan, 0.0], [9.0, 0.0]]), jnp.array([[1.0, 0.0], [1.0, 0.0]])
+    assert np.isnan(intrusion_rate(mixed, targets, REAL, LABELS, radius=0.5))
+    assert float(intrusion_rate(mixed[1:], targets[1:], REAL, LABELS, radius=0.5)) == 0.0
+
+
 @pytest.mark.parametrize(("name", "value"), [("radius", 0.0), ("share", 0.0), ("share", 1.1)])
 def test_bad_hyperparameters_are_named(name, value):
     with pytest.raises(ValueError, match=rf"^{name} must be in .*, got {value}"):

@@ -46,6 +46,10 @@ def test_huge_logits_collapse(size):
     assert float(collapse_fraction(jnp.array([[size, -size], [-size, size]]), jnp.array([0, 0]))) == 0.5
 
 
+def test_logits_that_are_no_numbers_have_not_been_spared():
+    assert np.isnan(collapse_fraction(jnp.array([[jnp.nan, 0.0], [1.0, 0.0]]), jnp.array([1, 0])))
+
+
 class TestAlignment:
     def test_by_hand_over_a_tree(self):
         params = {"a": jnp.array([[3.0]]), "b": jnp.array([0.0, 4.0])}

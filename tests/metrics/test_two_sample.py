@@ -70,6 +70,12 @@ class TestFrechetDistance:
         np.testing.assert_allclose(frechet_distance(x, x), 0.0, atol=1e-5)
         np.testing.assert_allclose(frechet_distance(x, x + jnp.array([1.0, 2.0, 2.0])), 9.0, rtol=1e-5)
 
+    def test_a_feature_that_is_constant_has_no_part_in_the_gradient(self):
+        x, y = (jax.random.normal(jax.random.key(seed), [20, 2]) for seed in range(2))
+        padded = [jnp.pad(sample, ((0, 0), (0, 1))) for sample in (x, y)]
+        gradient = jax.jit(jax.grad(frechet_distance))
+        np.testing.assert_allclose(gradient(*padded), jnp.pad(gradient(x, y), ((0, 0), (0, 1))), rtol=1e-4, atol=1e-6)
+
     def test_features(self):
         x = jax.random.normal(jax.random.key(0), [50, 2, 2])
         flat = x.reshape(50, 4)

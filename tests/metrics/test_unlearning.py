@@ -113,6 +113,12 @@ class TestKlom:
         far, oracle = jnp.array([[1e6], [0.0]]), jnp.array([[100.0], [0.0]])
         np.testing.assert_allclose(klom(far, oracle), [0.0], atol=1e-6)
 
+    def test_a_margin_that_is_no_number_is_no_divergence(self):
+        margins = jax.random.normal(jax.random.key(0), [8, 3])
+        broken = margins.at[0, 1].set(jnp.nan)
+        for pair in ((broken, margins), (margins, broken)):
+            np.testing.assert_array_equal(jnp.isnan(klom(*pair)), [False, True, False])
+
     @pytest.mark.parametrize(("name", "value"), [("bins", 0), ("eps", 0.0), ("clip", -1.0)])
     def test_bad_hyperparameters_are_named(self, name, value):
         with pytest.raises(ValueError, match=f"{name} must be in"):

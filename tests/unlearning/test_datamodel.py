@@ -97,6 +97,16 @@ class TestLinearRegression:
         assert min(distances) > 0.05 * np.linalg.norm(trained - retrained)
 
 
+@pytest.mark.parametrize("models", [8, 60], ids=["fewer models than examples", "more"])
+def test_nothing_is_multiplied_in_less_than_float32(models):
+    def exact(masks, outputs, forget):
+        weights, bias = fit_datamodel(masks, outputs, l1=0.1)
+        return weights, predict_oracle(bias, weights, forget), leave_out_ridge(masks, outputs, masks[:, 0] > 0)
+
+    program = jax.jit(exact).lower(MASKS[:models], MASKS[:models], np.zeros(12, bool)).as_text()
+    assert program.count("dot_general") == program.count("precision = [HIGHEST, HIGHEST]")
+
+
 def test_steps_are_needed():
     with pytest.raises(ValueError, match=r"steps must be in \[1, inf\), got 0"):
         dmm_unlearn(jnp.ones([2, 2]), lambda w, x: x @ w, jnp.ones([3, 2]), jnp.ones([3, 2]), steps=0,

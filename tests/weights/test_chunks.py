@@ -67,6 +67,13 @@ def test_constant_layers_have_scale_one():
     np.testing.assert_array_equal(scale.mean, 5.0)
 
 
+def test_scales_are_never_summed_in_less_than_float32():
+    program = (
+        jax.jit(chunk_scale).lower(np.ones([2, 3, 4], np.float32), np.ones([3, 4], bool), np.zeros(3, int)).as_text()
+    )
+    assert program.count("dot_general") == program.count("precision = [HIGHEST, HIGHEST]")
+
+
 def test_rows_of_another_architecture_are_refused():
     rows, _ = tokenize_params(network((9, 4, 2)), chunk=8)
     with pytest.raises(ValueError, match="chunks must have 10 rows for this template, got 7"):

@@ -95,6 +95,15 @@ def test_every_leaf_has_a_weight_of_its_own():
     assert averaged["count"] == 7
 
 
+def test_counters_may_have_the_gradients_that_jax_gives_them():
+    params = {"w": jnp.array([1.0, 2.0]), "count": jnp.array(3)}
+    gradients = jax.grad(lambda params: jnp.sum(jnp.square(params["w"])), allow_int=True)(params)
+    averaged, state = dynamic_ema_update(dynamic_ema_init(params), params, gradients)
+    np.testing.assert_allclose(state.prev_grads["w"], [2.0, 4.0])
+    assert averaged["count"] == 3
+    assert state.prev_grads["count"].dtype == params["count"].dtype
+
+
 def test_it_scans():
     def step(state, n):
         averaged, state = dynamic_ema_update(state, {"w": n * jnp.ones(30)}, {"w": jnp.sin(n * jnp.ones(30))})

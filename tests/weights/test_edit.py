@@ -1,5 +1,7 @@
 """Signatures, patches and extrapolations against projections, round trips and counts worked out in NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,6 +105,18 @@ class TestPatch:
         patched = jax.jit(lambda strength: patch(params, signatures, strength=strength))(jnp.float32(0.5))
         assert jax.tree.map(jnp.result_type, patched) == jax.tree.map(jnp.result_type, params)
 
+    def test_what_is_no_stack_is_refused(self):
+        params, alone = {"k": np.zeros((3, 4), np.float32)}, {"k": np.ones((3, 4), np.float32)}
+        for call in (patch, unpatch):
+            with pytest.raises(
+                ValueError, match=r"^signatures\['k'\] must have shape \[corruptions, 3, 4\], got \[3, 4\]"
+            ):
+                call(params, alone)
+        with pytest.raises(ValueError, match=r"^models\['k'\] must have shape \[models, 3, 4\], got \[3, 4\]"):
+            replace_by_mean(params, alone, mask={"k": True})
+        with pytest.raises(ValueError, match=r"^clean\['k'\] must have shape \[2, 3, 4\], got \[3, 4\]"):
+            robust_signature({"k": np.ones((2, 3, 4), np.float32)}, alone, params)
+
 
 class TestShallowLayers:
     params = {
@@ -202,6 +216,14 @@ class TestExtrapolate:
             np.testing.assert_array_equal(tree["adapter"]["kernel"], 1.0)
             np.testing.assert_array_equal(tree["count"], finetuned["count"])
 
+    def test_models_with_nothing_in_common_are_refused(self):
+        start, wrapped = {"w": np.zeros(2, np.float32)}, {"params": {"w": np.ones(2, np.float32)}}
+        for call in (extrapolate, functools.partial(decouple_inject, jax.random.key(0))):
+            with pytest.raises(ValueError, match="must share floating leaves, got paths such as w and params/w"):
+                call(start, wrapped)
+            with pytest.raises(ValueError, match=r"^finetuned\['params/w'\] must have shape \[2\], got \[2, 1\]"):
+                call(wrapped, {"params": {"w": np.ones((2, 1), np.float32)}})
+
 
 class TestDare:
     def test_it_keeps_the_mean_and_the_stated_share(self):
@@ -244,6 +266,13 @@ class TestDecouple:
         assert_close(floating(dyn), wanted, rtol=1e-5, atol=1e-6)
         wanted = jax.tree.map(lambda p, f: 0.9 * f + 0.25 * (f - p), floating(pretrained), floating(finetuned))
         assert_close(floating(con), wanted, rtol=1e-5, atol=1e-6)
+
+    def test_float64_is_not_rounded_on_the_way(self):
+        pretrained, finetuned = (floating(model(seed, np.float64)) for seed in (0, 1))
+        with jax.enable_x64(True):
+            _, con = decouple_inject(jax.random.key(0), pretrained, finetuned, drop=0.0)
+        wanted = jax.tree.map(lambda p, f: f + 0.25 * (f - p), pretrained, finetuned)
+        assert_close(con, wanted, rtol=1e-14, atol=1e-14)
 
     def test_entries_are_those_of_the_starts_or_moved_by_the_rescaled_change(self):
         pretrained, finetuned = model(0), model(1)

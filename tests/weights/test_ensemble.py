@@ -44,6 +44,11 @@ def test_dtypes_and_counters_are_those_of_the_finetuned():
     assert averaged["count"] == 7
 
 
+def test_models_of_other_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"^finetuned\['w'\] must have shape \[3, 1\], got \[3\]"):
+        wise_ft({"w": np.ones([3, 1], np.float32)}, {"w": np.ones(3, np.float32)})
+
+
 @pytest.mark.parametrize("ensemble", [wise_ft, output_ensemble])
 def test_shares_outside_the_unit_interval_are_refused(ensemble):
     with pytest.raises(ValueError, match=r"^alpha must be in \[0, 1\], got 1.5$"):

@@ -144,7 +144,7 @@ class TestSampling:
         scaled = sample_params(jax.random.key(0), count_up, decode, jnp.array(0), template, scale=scale, **options)
         np.testing.assert_array_equal(tokenize_params(scaled, chunk=8)[0], np.where(mask, 2 * expected + 3, 0))
 
-    @pytest.mark.parametrize(("name", "value"), [("temperature", 0.0), ("top_k", 6), ("context", -1)])
+    @pytest.mark.parametrize(("name", "value"), [("temperature", 0.0), ("top_k", 6), ("context", 0)])
     def test_bad_options_are_named(self, name, value):
         with pytest.raises(ValueError, match=rf"^{name} must be in .*, got {value}"):
             sample_tokens(jax.random.key(0), count_up, jnp.array(0), 3, **{name: value})

@@ -183,6 +183,12 @@ def test_ratios_and_strengths_can_be_traced_and_vmapped():
         np.testing.assert_allclose(row, alone, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("merge", [pcb_merge, pcb_parts])
+def test_a_single_model_has_to_be_a_stack_of_one(merge):
+    with pytest.raises(ValueError, match=r"^finetuned\['w'\] must have shape \[tasks, 3, 4\], got \[3, 4\]"):
+        merge({"w": jnp.zeros([3, 4])}, {"w": jnp.ones([3, 4])})
+
+
 @pytest.mark.parametrize(("name", "value"), [("ratio", 0.0), ("ratio", 1.5), ("clip_quantile", 0.5)])
 def test_bad_hyperparameters_are_named(name, value):
     with pytest.raises(ValueError, match=rf"{name} must be in .*, got {value}"):

@@ -1,6 +1,7 @@
 """The archives of CycleQD against NumPy, where a model's parameters are its qualities."""
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,10 @@ class TestArchives:
     def test_one_expert_is_refused(self):
         with pytest.raises(ValueError, match=r"the number of experts must be in .*, got 1"):
             cycleqd_init({"q": jnp.ones([1, 1])}, {"q": jnp.ones(1)}, lambda p: p["q"], low=0.0, high=1.0)
+
+    def test_experts_that_are_no_stack_are_refused(self):
+        with pytest.raises(ValueError, match=r"^experts\['q'\] must have shape \[tasks, 2\], got \[2\]"):
+            cycleqd_init({"q": jnp.ones(2)}, {"q": jnp.ones(2)}, lambda p: p["q"], low=0.0, high=1.0)
 
 
 class TestGenerations:
@@ -182,6 +187,27 @@ class TestMutation:
     def test_rate_zero_changes_nothing(self):
         changed = jit_mutate(self.EXPERT, self.EXPERT, 0.0)
         jax.tree.map(np.testing.assert_array_equal, changed, self.EXPERT)
+
+
+def test_children_of_float32_stay_so_in_float64_mode():
+    expert = {"w": np.ones((3, 2), np.float32), "b": np.ones(2, np.float32)}
+    experts = jax.tree.map(lambda leaf: np.stack([leaf, 2 * leaf]), expert)
+
+    def eval_fn(params):
+        return jnp.stack([params["w"].sum(), -params["b"].sum()])
+
+    with jax.enable_x64(True), warnings.catch_warnings():
+        warnings.simplefilter("error")  # for float64 that is cut off where it is put into the archives
+        basis = svd_basis(expert)
+        child = merge_task_vectors(jax.random.key(0), expert, expert)
+        child = mutate_along_basis(jax.random.key(1), child, basis, rate=jnp.asarray(0.1))
+        assert {leaf.dtype for leaf in jax.tree.leaves(child)} == {np.dtype(np.float32)}
+        state = cycleqd_init(experts, jax.tree.map(np.zeros_like, expert), eval_fn, bins=2, low=0.0, high=9.0)
+        for mutation in ("svd", "gaussian"):
+            state = cycleqd_step(
+                state, jax.random.key(2), eval_fn, task=0, mutation=mutation, mutation_rate=jnp.asarray(0.1)
+            )
+    assert state.elites["w"].dtype == np.float32
 
 
 def test_the_best_of_every_archive_are_merged_by_their_qualities():

@@ -103,6 +103,15 @@ class TestSteps:
         # Each coefficient is 1 for one parent of two, if that is where it is taken from: a quarter has both.
         np.testing.assert_allclose((used.sum(1) == 2).mean(), 0.25, atol=0.07)
 
+    @pytest.mark.parametrize("unusable", [np.inf, np.nan])
+    def test_empty_places_and_what_diverged_are_no_parents(self, unusable):
+        population = jnp.full([6, K], 1 / K).at[4:].set(-7.0)
+        state = lcsc_init(jax.random.key(0), population, jnp.array([3.0, 2.0, 1.0, 0.0, unusable, unusable]))
+        children, _ = lcsc_ask(state, mutation_std=0.0)
+        np.testing.assert_allclose(children, 1 / K, rtol=1e-5)
+        one = lcsc_init(jax.random.key(0), population[:2], jnp.array([unusable, 1.0]))
+        np.testing.assert_allclose(lcsc_ask(one, mutation_std=0.0)[0], 1 / K, rtol=1e-5)
+
     def test_mutations(self):
         population = jnp.tile(jnp.eye(K)[:1], [24, 1])
         state = lcsc_init(jax.random.key(0), population, jnp.zeros(24))

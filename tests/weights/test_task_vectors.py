@@ -22,6 +22,17 @@ def test_flatten_stack_round_trip():
         flatten_stack({"count": jnp.zeros(3, jnp.int32)})
 
 
+def test_nothing_is_broadcast():
+    flat, column = {"w": jnp.ones(3)}, {"w": jnp.ones([3, 1])}
+    for call, message in (
+        (lambda: task_vector(column, flat), r"^finetuned\['w'\] must have shape \[3, 1\], got \[3\]"),
+        (lambda: task_vector(flat, column), r"^finetuned\['w'\] must have shape \[models, 3\], got \[3, 1\]"),
+        (lambda: add_task_vector(column, flat), r"^vector\['w'\] must have shape \[3, 1\], got \[3\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_task_vectors_add_back_to_the_finetuned_models(dtype):
     pretrained, finetuned = model(0, dtype), model(1, dtype, batch=(3,))
