@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.optim.hesso import Group, by_path, keys_of
+from jaxreg.optim.hesso import Group, by_path, check_groups, keys_of
 from jaxreg.typing import Array, Bool, PyTree, checked
 
 
@@ -18,10 +18,15 @@ def alive_units(params: PyTree, groups: list[Group] | tuple[Group, ...]) -> Bool
 
     Returns:
         False for pruned units, group after group.
+
+    Raises:
+        ValueError: a group names a leaf that does not exist or has another size.
     """
+    leaves = by_path(params)
+    check_groups(groups, leaves)
     alive = []
     for group in groups:
-        moving = [jnp.moveaxis(by_path(params)[path], axis, 0).reshape(group.size, -1) for path, axis in group.members]
+        moving = [jnp.moveaxis(leaves[path], axis, 0).reshape(group.size, -1) for path, axis in group.members]
         alive.append(jnp.any(jnp.concatenate(moving, axis=1) != 0, axis=1))
     return jnp.concatenate(alive) if alive else jnp.zeros([0], bool)
 
@@ -47,8 +52,15 @@ def extract_subnetwork(params: PyTree, groups: list[Group] | tuple[Group, ...], 
 
     Returns:
         The parameters of the smaller network, a tree of the same structure.
+
+    Raises:
+        ValueError: ``keep`` has another number of entries than there are units, or a group names a leaf that does not
+            exist or has another size.
     """
-    keep = np.asarray(keep)
+    check_groups(groups, by_path(params))
+    keep, units = np.asarray(keep), sum(group.size for group in groups)
+    if len(keep) != units:
+        raise ValueError(f"keep must have an entry for each of the {units} units, got {len(keep)}")
     start = 0
     for group in groups:
         kept = np.flatnonzero(keep[start : start + group.size])

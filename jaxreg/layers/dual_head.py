@@ -7,6 +7,7 @@ below still learns from both; afterwards only the main head is used.
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from jaxreg.typing import Array, Float, ScalarLike, checked
 from jaxreg.validation import check_range
@@ -66,20 +67,24 @@ class DualHead(nn.Module):
                 batch, with the collection ``"batch_stats"``.
 
         Returns:
-            The logits of both heads.
+            The logits of both heads, in the dtype of ``features``; statistics of the batch are at least float32.
 
         Raises:
             ValueError: an attribute is outside its range.
         """
         check_range("num_classes", self.num_classes, "[1, inf)")
         check_range("aux_dropout", self.aux_dropout, "[0, 1)")
+        dtype = jnp.result_type(features)
         hidden = features
         if self.aux_hidden is not None:
             check_range("aux_hidden", self.aux_hidden, "[1, inf)")
-            hidden = nn.Dense(self.aux_hidden, name="auxiliary_hidden")(features)
+            hidden = nn.Dense(self.aux_hidden, dtype=dtype, name="auxiliary_hidden")(features)
             hidden = nn.Dropout(self.aux_dropout, deterministic=not train)(hidden)
-            hidden = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9, name="auxiliary_norm")(hidden))
+            norm = nn.BatchNorm(
+                use_running_average=not train, momentum=0.9, use_fast_variance=False, dtype=dtype, name="auxiliary_norm"
+            )
+            hidden = nn.relu(norm(hidden))
         return DualLogits(
-            main=nn.Dense(self.num_classes, name="main")(features),
-            auxiliary=nn.Dense(self.num_classes, name="auxiliary")(hidden),
+            main=nn.Dense(self.num_classes, dtype=dtype, name="main")(features),
+            auxiliary=nn.Dense(self.num_classes, dtype=dtype, name="auxiliary")(hidden),
         )

@@ -47,7 +47,7 @@ class NoiseEmbedding(nn.Module):
             noise: ``u``; consistency models give a quarter of the level's logarithm.
 
         Returns:
-            The features, cosines first.
+            The features, cosines first, in the dtype of ``noise``; the angles are at least float32.
 
         Raises:
             ValueError: ``features`` is odd or below 2.
@@ -60,4 +60,4 @@ class NoiseEmbedding(nn.Module):
 
         frequencies = self.variable("buffers", "frequencies", draw).value
         angles = 2 * math.pi * self.scale * at_least_float32(noise)[..., None] * frequencies
-        return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+        return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1).astype(jnp.result_type(noise))

@@ -1,6 +1,7 @@
 """Layer normalization that cannot rescale."""
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from jaxreg.typing import Array, Float
 
@@ -29,6 +30,7 @@ class NonScalingLayerNorm(nn.Module):
             x: features.
 
         Returns:
-            The normalized features.
+            The normalized features, in the dtype of ``x``; mean and variance are at least float32.
         """
-        return nn.LayerNorm(epsilon=self.epsilon, use_scale=False, use_fast_variance=False)(x)
+        dtype = jnp.result_type(x)
+        return nn.LayerNorm(epsilon=self.epsilon, use_scale=False, use_fast_variance=False, dtype=dtype)(x)

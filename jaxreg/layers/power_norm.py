@@ -67,7 +67,8 @@ def power_norm(
             cotangent is zero they get no gradient.
 
     Returns:
-        ``y`` in the dtype of ``x``, and the batch's quadratic mean ``psi_B^2``, at least float32 and without gradient.
+        ``y`` in the dtype of ``x``, and the batch's quadratic mean ``psi_B^2``, at least float32 and without gradient;
+        zero if no token is valid.
 
     Raises:
         ValueError: ``alpha_bwd`` or ``epsilon`` is outside its range.
@@ -265,7 +266,7 @@ class PowerNorm(nn.Module):
         mask: Bool[Array, "*batch"] | None = None,
         use_running_average: bool | None = None,
     ) -> Float[Array, "*batch channels"]:
-        """Normalizes, and in training updates ``batch_stats``.
+        """Normalizes, and in training updates ``batch_stats``, unless no token is valid.
 
         Args:
             x: tokens.
@@ -300,10 +301,10 @@ class PowerNorm(nn.Module):
             mask=mask,
         )
         if not self.is_initializing():
-            psi2.value = update_psi2(
-                psi2.value, batch_psi2, k, warmup_steps=self.warmup_steps, alpha_fwd=self.alpha_fwd
-            )
-            count.value = k
+            any_valid = True if mask is None else jnp.any(jnp.asarray(mask))
+            new_psi2 = update_psi2(psi2.value, batch_psi2, k, warmup_steps=self.warmup_steps, alpha_fwd=self.alpha_fwd)
+            psi2.value = jnp.where(any_valid, new_psi2, psi2.value)
+            count.value = jnp.where(any_valid, k, count.value)
         return y
 
 

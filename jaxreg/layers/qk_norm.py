@@ -68,23 +68,27 @@ class QKNormAttention(nn.Module):
             mask: which keys (last axis) each query sees, at least one; all by default.
 
         Returns:
-            The projected mixtures of values.
+            The projected mixtures of values, in the dtype of ``x``; the statistics of LN are at least float32.
         """
         check_range("epsilon", self.epsilon, "[0, inf)")
         *batch, length, features = x.shape
+        dtype = jnp.result_type(x)
         if self.heads < 1 or features % self.heads:
             raise ValueError(f"heads must divide the {features} features, got {self.heads}")
 
         def project(name):
-            return nn.Dense(features, use_bias=self.use_bias, kernel_init=self.kernel_init, name=name)
+            return nn.Dense(features, use_bias=self.use_bias, kernel_init=self.kernel_init, dtype=dtype, name=name)
+
+        def norm(name):
+            # The fast variance is the difference of two squares, of which an offset of the inputs leaves nothing.
+            return nn.LayerNorm(epsilon=self.epsilon, use_bias=False, use_fast_variance=False, dtype=dtype, name=name)
 
         def split(y):
             return jnp.swapaxes(y.reshape(*batch, length, self.heads, -1), -2, -3)
 
         q, k, v = (split(project(name)(x)) for name in ("query", "key", "value"))
         if self.qk_norm:
-            q = nn.LayerNorm(epsilon=self.epsilon, use_bias=False, name="query_norm")(q)
-            k = nn.LayerNorm(epsilon=self.epsilon, use_bias=False, name="key_norm")(k)
+            q, k = norm("query_norm")(q), norm("key_norm")(k)
         logits = at_least_float32(q @ jnp.swapaxes(k, -1, -2)) / jnp.sqrt(q.shape[-1])
         if mask is not None:
             logits = jnp.where(mask[..., None, :, :], logits, jnp.finfo(logits.dtype).min)

@@ -49,4 +49,4 @@ class StableEmbedding(nn.Module):
             The normalized rows.
         """
         table = nn.Embed(self.num_embeddings, self.features, embedding_init=nn.initializers.xavier_uniform())
-        return nn.LayerNorm(epsilon=self.epsilon)(table(indices))
+        return nn.LayerNorm(epsilon=self.epsilon, use_fast_variance=False)(table(indices))

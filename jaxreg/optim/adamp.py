@@ -189,7 +189,7 @@ def adamp(
     b1: ScalarLike = 0.9,
     b2: ScalarLike = 0.999,
     eps: ScalarLike = 1e-8,
-    weight_decay: ScalarLike = 0.0,
+    weight_decay: ScalarOrSchedule = 0.0,
     delta: ScalarLike = 0.1,
     wd_ratio: ScalarLike = 0.1,
     nesterov: bool = False,
@@ -217,7 +217,8 @@ def adamp(
         b1: ``beta_1`` in [0, 1) (paper: 0.9).
         b2: ``beta_2`` in [0, 1) (paper: 0.999).
         eps: ``epsilon >= 0`` (authors' code: 1e-8), of Adam and of the projection.
-        weight_decay: ``lambda >= 0``, decoupled as in :func:`optax.adamw` (paper: 1e-4 to 1e-2 on images).
+        weight_decay: ``lambda >= 0``, decoupled as in :func:`optax.adamw`, a number or a schedule (paper: 1e-4 to 1e-2
+            on images).
         delta: ``delta >= 0`` (paper: 0.1), see :func:`project_radial`; at 0 it is :func:`optax.adamw`.
         wd_ratio: in [0, 1] (paper: 0.1), ``rho`` where projected, factor on the weight decay.
         nesterov: Nesterov momentum, corrected for its bias as in :func:`optax.adamw`; the authors' code divides the
@@ -257,7 +258,7 @@ def sgdp(
     *,
     momentum: ScalarLike = 0.9,
     dampening: ScalarLike = 0.0,
-    weight_decay: ScalarLike = 0.0,
+    weight_decay: ScalarOrSchedule = 0.0,
     delta: ScalarLike = 0.1,
     wd_ratio: ScalarLike = 0.1,
     nesterov: bool = False,
@@ -277,7 +278,7 @@ def sgdp(
         learning_rate: ``eta``, a positive number or an optax schedule (paper: 0.1).
         momentum: ``mu`` in [0, 1) (paper: 0.9).
         dampening: ``tau`` in [0, 1] (paper: 0).
-        weight_decay: ``lambda >= 0`` (paper: 1e-4 on ImageNet).
+        weight_decay: ``lambda >= 0``, a number or a schedule (paper: 1e-4 on ImageNet).
         delta: ``delta >= 0`` (paper: 0.1), see :func:`project_radial`; at 0 it is SGD.
         wd_ratio: in [0, 1] (paper: 0.1), ``rho`` where projected, factor on the weight decay.
         nesterov: project ``g + mu m`` instead of ``m``.
@@ -298,10 +299,14 @@ def sgdp(
     check_range("momentum", momentum, "[0, 1)")
     check_range("dampening", dampening, "[0, 1]")
     check_range("weight_decay", weight_decay, "[0, inf)")
+
+    def scheduled(step):
+        return weight_decay(step) / (1 - momentum)
+
     return descend(
         radial_projection(
             _momentum(momentum, dampening, nesterov),
-            weight_decay=weight_decay / (1 - momentum),
+            weight_decay=scheduled if callable(weight_decay) else weight_decay / (1 - momentum),
             delta=delta,
             wd_ratio=wd_ratio,
             eps=eps,
@@ -359,6 +364,7 @@ def _scale_invariant_view(w, g, delta, channel_axis):
     return _View(channelwise | passes(total, w.size), channelwise, jnp.where(channelwise, sums[2], total[2]))
 
 
+@functools.partial(jax.jit, static_argnums=4)
 def _radial_share(w, u, view, eps, channel_axis):
     """The multiple of each channel's weight that its direction contains; zero where nothing is projected."""
     (wu,) = leaf_sums(lambda w, u: (w * u,), w, u, keep_axis=channel_axis)
@@ -368,6 +374,7 @@ def _radial_share(w, u, view, eps, channel_axis):
     return jnp.where(view.invariant, share, 0.0).astype(view.square.dtype)
 
 
+@functools.partial(jax.jit, static_argnums=5)
 def _projected(w, u, view, share, wd_ratio, channel_axis):
     """The direction without its share of the weight, and the factor on the weight decay."""
     share = jnp.expand_dims(share, [axis for axis in range(w.ndim) if axis != channel_axis % w.ndim])

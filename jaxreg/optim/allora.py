@@ -79,7 +79,7 @@ def allora(
     eta: ScalarLike = 2.0,
     placement: Literal["after", "before"] = "after",
     norm_axes: Mapping[str, int] = LORA_AXES,
-    weight_decay: ScalarLike = 0.0,
+    weight_decay: ScalarOrSchedule = 0.0,
     mask: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""ALLoRA: any optimizer, with :func:`scale_by_inverse_row_norm` for the LoRA matrices.
@@ -103,7 +103,7 @@ def allora(
         norm_axes: the rank's axis by the name of the parameter, the last key on its path. Leaves with other names
             are not scaled. The default is right for :class:`jaxreg.layers.LoRADense`: one factor for each output of
             ``B`` and for each input of ``A``. Leave ``lora_a`` out to scale ``B`` only.
-        weight_decay: ``lambda >= 0``, decoupled; it is not scaled.
+        weight_decay: ``lambda >= 0``, decoupled, a number or a schedule; it is not scaled.
         mask: pytree of bools, or a function from parameters to one: which leaves decay.
 
     Returns:

@@ -165,7 +165,7 @@ def frugal(
     block_order: BlockOrder = "random",
     projectable: Any = None,
     seed: ScalarLike = 0,
-    weight_decay: ScalarLike = 0.0,
+    weight_decay: ScalarOrSchedule = 0.0,
     mask: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""FRUGAL: :func:`gradient_splitting` with Adam in the subspace, decoupled weight decay, learning rate.
@@ -198,7 +198,8 @@ def frugal(
         block_order: in which order tensors become active.
         projectable: which leaves are split; by default those with at least two axes.
         seed: of the random choices.
-        weight_decay: ``lambda >= 0``; ``lambda * params`` joins the direction, as in :func:`optax.adamw`.
+        weight_decay: ``lambda >= 0``, a number or a schedule; ``lambda * params`` joins the direction, as in
+            :func:`optax.adamw`.
         mask: pytree of bools, or a function from parameters to one: which leaves decay.
 
     Returns:

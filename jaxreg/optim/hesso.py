@@ -17,6 +17,7 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxreg.linalg import unit_vectors
 from jaxreg.precision import at_least_float32
 from jaxreg.sharding import with_any_sharding
 from jaxreg.typing import Array, Bool, Float, Int, PyTree, ScalarLike, checked
@@ -74,15 +75,17 @@ def saliency(
         arXiv 2409.09085.
     """
     x, d = by_path(params), by_path(directions)
-    _check_groups(groups, x)
+    check_groups(groups, x)
     measured = [_inner_products(x, d, group) for group in groups]
     if not measured:
-        return jnp.zeros([0])
+        return jnp.zeros([0], jnp.float32)
     xx, dd, xd, entries = (jnp.concatenate(parts) for parts in zip(*measured, strict=True))
     length, product = jnp.sqrt(xx), _length_product(xx, dd)
     cosine = jnp.where(product > 0, xd / jnp.where(product > 0, product, 1.0), 0.0)
-    measures = (length, length / entries, 1 + cosine, jnp.abs(xd), 0.5 * jnp.square(xd))
-    return sum(weight * _normalized(measure) for weight, measure in zip(weights, measures, strict=True))
+    # The squares of a short direction would be rounded to zero.
+    xd = unit_vectors(xd)
+    measures = (length, length / entries, 1 + cosine, jnp.abs(xd), jnp.square(xd))
+    return sum(weight * unit_vectors(measure) for weight, measure in zip(weights, measures, strict=True))
 
 
 class HessoState(NamedTuple):
@@ -271,7 +274,7 @@ def hesso_cric(
             violating=nobody,
             trial=nobody,
             historical=nobody,
-            saliency=jnp.zeros(nobody.shape),
+            saliency=jnp.zeros(nobody.shape, jnp.float32),
             samples=zero,
             redundant=nobody,
             restored=jax.tree.map(jnp.zeros_like, params),
@@ -289,7 +292,7 @@ def hesso_cric(
         restored = jax.tree.map(lambda r, p: jnp.where(count == start + 1, p, r), state.restored, params)
 
         def sample():
-            scores = _saliency_of(params, descent, units)
+            scores = _saliency_of(params, descent, units).astype(jnp.float32)
             total, samples = state.saliency + scores, state.samples + 1
             lowest = _lowest(scores, number, units)
             first = j == 1
@@ -328,14 +331,9 @@ def _length_product(xx, dd):
     return jnp.sqrt(xx) * jnp.sqrt(dd)
 
 
-def _normalized(measure):
-    norm = jnp.linalg.norm(measure)
-    return measure / jnp.where(norm > 0, norm, 1.0)
-
-
 def _inner_products(x, d, group):
     """For every unit <x, x>, <d, d>, <x, d> and the number of entries."""
-    sums, entries = jnp.zeros([3, group.size]), 0
+    sums, entries = jnp.zeros([3, group.size], jnp.float32), 0
     for path, axis in group.members:
         a, b = at_least_float32(x[path]), at_least_float32(d[path])
         others = tuple(other for other in range(a.ndim) if other != axis % a.ndim)
@@ -345,7 +343,7 @@ def _inner_products(x, d, group):
 
         sums = sums + with_any_sharding(products, a, NamedSharding(jax.typeof(a).sharding.mesh, P()))(a, b)
         entries += a.size // group.size
-    return *sums, jnp.full([group.size], float(entries))
+    return *sums, jnp.full([group.size], float(entries), sums.dtype)
 
 
 def _saliency_of(params, descent, units):
@@ -413,7 +411,7 @@ def _resolve(groups, params):
     if not jax.tree.leaves(params):
         return ()
     found = tuple(groups(params) if callable(groups) else groups)
-    _check_groups(found, by_path(params))
+    check_groups(found, by_path(params))
     return found
 
 
@@ -421,7 +419,8 @@ def _nobody(groups):
     return jnp.zeros([sum(group.size for group in groups)], bool)
 
 
-def _check_groups(groups, leaves):
+def check_groups(groups, leaves):
+    """Raises unless every member of the groups is among the leaves, by path, and has their size."""
     for group in groups:
         for path, axis in group.members:
             if path not in leaves:

@@ -156,7 +156,7 @@ def optimistic_md(
     def move(state, gradient):
         if geometry == "newton":
             return _newton_step(state.anchor, gradient, state.metric, radius)
-        moved = state.anchor - step_size(state) * gradient
+        moved = (state.anchor - step_size(state) * gradient).astype(state.anchor.dtype)
         return jax.nn.log_softmax(moved) if geometry == "entropy" else _onto_ball(moved, radius)
 
     def predict(state):
@@ -259,7 +259,8 @@ def dynamic_ensemble(
         return DynamicEnsembleState(jnp.zeros([], jnp.int32), anchors, anchors, jnp.zeros_like(x0), losses, zero)
 
     def move(state, gradient):
-        return jax.vmap(lambda x: _onto_ball(x, radius))(state.anchors - steps[:, None] * gradient)
+        moved = state.anchors - steps[:, None].astype(gradient.dtype) * gradient
+        return jax.vmap(lambda x: _onto_ball(x, radius))(moved)
 
     def loss(state, points, gradient):
         return points @ gradient + 2.0 * smoothness * jnp.sum(jnp.square(points - state.played), axis=1)

@@ -211,7 +211,8 @@ def _coordinates(density, axis):
 
     def where_of(basis, like):
         """For every column the place among the chosen ones, or their number."""
-        return jnp.full([like.shape[axis]], basis.size, jnp.int32).at[basis].set(jnp.arange(basis.size))
+        places = jnp.arange(basis.size, dtype=jnp.int32)
+        return jnp.full([like.shape[axis]], basis.size, jnp.int32).at[basis].set(places)
 
     def up_leaf(basis, like, low):
         def put(low, basis):

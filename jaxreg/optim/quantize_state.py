@@ -9,6 +9,7 @@ end blocks are tiles of neighbours that don't reach around the end of a row: of 
 entries they are [1, 256], of a [1000, 10] array [25, 10].
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -27,6 +28,12 @@ from jaxreg.validation import check_range
 
 NON_NEGATIVE = ("nu", "nu_max", "v_row", "v_col", "sum_of_squares", "exp_avg_sq", "grad_sum_sq")
 """What optax calls arrays of its states that are sums of squares."""
+
+OTHER_NON_NEGATIVE = {optax.ScaleBySM3State: ("mu",), optax.contrib.SophiaState: ()}
+"""States of optax that call other arrays so, and what those are called that are sums of squares there."""
+
+WEIGHTS = ("cache", "init_params", "init_particles", "params", "params0", "restored", "x0", "z")
+"""What optax, and :func:`~jaxreg.optim.hesso_cric`, call the weights that a state holds, of now or of earlier."""
 
 
 class QuantizedState(NamedTuple):
@@ -48,7 +55,8 @@ def quantize_state(
     *,
     block_size: int = 256,
     min_size: int = 4096,
-    unsigned: Sequence[str] = NON_NEGATIVE,
+    unsigned: Sequence[str] | None = None,
+    unquantized: Sequence[str] = WEIGHTS,
     full_precision: Any = None,
     code: Literal["dynamic", "linear"] = "dynamic",
 ) -> optax.GradientTransformationExtraArgs:
@@ -67,6 +75,9 @@ def quantize_state(
 
     Adam's state takes 2.03 bytes a parameter instead of 8. What is saved and restored as a checkpoint are the codes.
 
+    Copies of the weights in a state, such as the ``z`` of :func:`optax.contrib.schedule_free`, would be rounded by more
+    than a step moves them. Those of optax are left alone; name those of other optimizers in ``unquantized``.
+
     Where gradients spike, second moments need 32 bits: next to a square that is ten million times larger, those of the
     rest of the block are rounded to zero, and its entries take huge steps.
 
@@ -80,7 +91,10 @@ def quantize_state(
             Smaller blocks are more precise and take ``4 / block_size`` bytes more an entry.
         min_size: arrays with fewer entries are left alone (paper: 4096).
         unsigned: names of fields of the inner state that hold no negative numbers, such as ``nu``. An array that isn't
-            named here is safe but coarser; one that is named here and has negative entries would lose them.
+            named here is safe but coarser; one that is named here and has negative entries would lose them. None for
+            what optax calls its sums of squares; the ``nu`` of its SM3 and Sophia is none.
+        unquantized: names of fields of the inner state that are left alone, by default those that optax has for copies
+            of the weights.
         full_precision: pytree of bools, or a function from parameters to one, as ``optax.masked`` has it: whose state
             is left alone. The paper keeps that of embeddings in 32 bits.
         code: "dynamic", see :func:`~jaxreg.optim.dynamic_map`, or "linear" to compare with.
@@ -97,98 +111,125 @@ def quantize_state(
     check_range("block_size", block_size, "[1, inf)")
     check_range("min_size", min_size, "[1, inf)")
     inner = optax.with_extra_args_support(inner)
-    make_code = {"dynamic": dynamic_map, "linear": linear_map}[code]
-    codes_by_sign = {signed: make_code(signed=signed) for signed in (True, False)}
 
-    def code_of(path):
-        return codes_by_sign[not within_field(path, unsigned)]
+    def quantizable(path, array):
+        large = array.ndim > 0 and array.size >= min_size
+        return large and is_floating(array) and not within_field(path, unquantized)
 
-    def quantizable(array):
-        return array.ndim > 0 and array.size >= min_size and is_floating(array)
-
-    def quantized(state, wanted, run):
-        def quantize(path, array, wanted):
+    def quantized(state, wanted, never):
+        def quantize(array, wanted, signed):
             if wanted:
-                return run(_quantizer(array.shape, code_of(path), block_size), jnp.asarray(array))
+                return _quantize(jnp.asarray(array), never, form=_Form(code, signed, block_size))
             return array, optax.MaskedNode()
 
-        pairs = jax.tree_util.tree_map_with_path(quantize, state, wanted)
+        pairs = jax.tree.map(quantize, state, wanted, _signed(state, unsigned))
         return QuantizedState(*(jax.tree.map(lambda _, pair, i=i: pair[i], state, pairs) for i in range(2)))
 
     def init(params):
         # Where init is compiled, XLA would look for the largest of so many constant zeros while compiling.
         state = jax.lax.optimization_barrier(inner.init(params))
-        wanted = jax.tree.map(quantizable, state)
+        wanted = jax.tree_util.tree_map_with_path(quantizable, state)
         if full_precision is not None and jax.tree.leaves(params):
             exempt = full_precision(params) if callable(full_precision) else full_precision
             wanted = optax.tree.map_params(inner, lambda want, keep: want and not keep, wanted, exempt)
-        return quantized(state, wanted, lambda function, *arrays: function(*arrays))
+        return quantized(state, wanted, None)
 
     def update(updates, state, params=None, **extra_args):
         # What has a scale is quantized, in this step as when it was initialised.
         wanted = jax.tree.map(lambda _, scale: not isinstance(scale, optax.MaskedNode), *state)
-        run = _separately(jax.tree.leaves(state.scales))
+        scales = jax.tree.leaves(state.scales)
+        never = jnp.max(scales[0]) < 0 if scales else None
 
-        def dequantize(path, array, scale, wanted):
-            return run(_dequantizer(array.shape, code_of(path), block_size), array, scale) if wanted else array
+        def dequantize(array, scale, wanted, signed):
+            return _dequantize(array, scale, never, form=_Form(code, signed, block_size)) if wanted else array
 
-        wide = jax.tree_util.tree_map_with_path(dequantize, *state, wanted)
+        wide = jax.tree.map(dequantize, *state, wanted, _signed(state.codes, unsigned))
         directions, wide = inner.update(updates, wide, params, **extra_args)
         # From a state in 32 bits, updates of half-precision parameters come out wider.
         directions = optax.tree.cast_like(directions, updates)
-        return directions, quantized(wide, wanted, run)
+        return directions, quantized(wide, wanted, never)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _quantizer(shape, code, block_size):
+def _signed(state, unsigned):
+    """Which arrays of a state may have negative entries."""
+
+    def is_other(part):
+        return unsigned is None and type(part) in OTHER_NON_NEGATIVE
+
+    def signed(path, part):
+        if is_other(part):
+            names = OTHER_NON_NEGATIVE[type(part)]
+            return jax.tree_util.tree_map_with_path(lambda path, _: not within_field(path, names), part)
+        return not within_field(path, NON_NEGATIVE if unsigned is None else unsigned)
+
+    return jax.tree_util.tree_map_with_path(signed, state, is_leaf=is_other)
+
+
+class _Form(NamedTuple):
+    """How an array is quantized.
+
+    Attributes:
+        code: "dynamic" or "linear".
+        signed: whether its entries may be negative.
+        block_size: greatest number of entries of a block.
+    """
+
+    code: str
+    signed: bool
+    block_size: int
+
+    def table(self):
+        return {"dynamic": dynamic_map, "linear": linear_map}[self.code](signed=self.signed)
+
+
+# Compiled apart these two are traced and lowered once for all arrays of a shape, of which a network has many.
+
+
+@functools.partial(jax.jit, static_argnames="form")
+def _quantize(array, never, *, form):
     """From an array to its codes, in its shape, and its blocks' scales."""
-    tiles = _tiles(shape, block_size)
+    tiles, table = _tiles(array.shape, form.block_size), form.table()
 
     def quantize(array):
         blocks = _split(array.astype(jnp.float32), tiles)
         scale = _largest(blocks)
         # Nothing is larger than infinity: a sum with the array hands its sharding to the codes.
-        codes = _merge(nearest(relative(blocks, scale), code), shape) + (array > jnp.inf)
+        codes = _merge(nearest(relative(blocks, scale), table), array.shape) + (array > jnp.inf)
         return codes, scale.reshape([count for count, _ in tiles])
 
-    def on_any_mesh(array):
-        sharding = jax.typeof(array).sharding
-        return with_any_sharding(quantize, array, (sharding, _scale_sharding(sharding, tiles)))(array)
-
-    return on_any_mesh
+    sharding = jax.typeof(array).sharding
+    return _separately(never, with_any_sharding(quantize, array, (sharding, _scale_sharding(sharding, tiles))), array)
 
 
-def _dequantizer(shape, code, block_size):
+@functools.partial(jax.jit, static_argnames="form")
+def _dequantize(codes, scale, never, *, form):
     """From codes and scales to an array."""
-    tiles = _tiles(shape, block_size)
+    tiles, table = _tiles(codes.shape, form.block_size), form.table()
 
     def dequantize(codes, scale):
-        scale = jnp.expand_dims(scale, tuple(range(1, 2 * len(shape), 2)))
-        return _merge(look_up(code, _split(codes, tiles)) * scale, shape)
+        scale = jnp.expand_dims(scale, tuple(range(1, 2 * codes.ndim, 2)))
+        return _merge(look_up(table, _split(codes, tiles)) * scale, codes.shape)
 
-    def on_any_mesh(codes, scale):
-        return with_any_sharding(dequantize, codes, jax.typeof(codes).sharding)(codes, scale)
-
-    return on_any_mesh
+    return _separately(never, with_any_sharding(dequantize, codes, jax.typeof(codes).sharding), codes, scale)
 
 
-def _separately(scales):
-    """How to call functions so that on a CPU their arguments and results are stored.
+def _separately(never, function, *arrays):
+    """Calls a function so that on a CPU its arguments and results are stored, given a condition that never holds.
 
     XLA:CPU would merge quantizing with what computes the state, and compute that several times over, an entry at a
-    time. It doesn't look into the branches of a condition. This one always holds, for scales are not negative, but how
-    should a compiler know.
+    time. It doesn't look into the branches of a condition, as long as it cannot know that it never holds: that a scale
+    is negative, for one. Without a condition, the function is just called.
     """
+    if never is None:
+        return function(*arrays)
 
-    def run(function, *arrays):
-        def apart(*arrays):
-            nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, *arrays))
-            return jax.lax.cond(jnp.max(scales[0]) < 0, lambda *_: nothing, function, *arrays)
+    def apart(*arrays):
+        nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, *arrays))
+        return jax.lax.cond(never, lambda *_: nothing, function, *arrays)
 
-        return jax.lax.platform_dependent(*arrays, cpu=apart, default=function)
-
-    return run
+    return jax.lax.platform_dependent(*arrays, cpu=apart, default=function)
 
 
 def _largest(blocks):

@@ -27,6 +27,9 @@ def spike_clip(
 
     .. math:: g_i \leftarrow \operatorname{sign}(g_i) \sqrt{\theta v_i} \quad\text{where}\quad g_i^2 > \theta v_i
 
+    An entry whose second moment is zero, for it has seen no gradient yet, is clipped to zero: see
+    :func:`scale_by_spam`.
+
     Args:
         gradient: ``g``.
         second_moment: ``v >= 0``, the running mean of ``g^2`` *before* it has seen this gradient.
@@ -109,6 +112,10 @@ def scale_by_spam(
     where :math:`c` is :func:`~jaxreg.optim.warmup_after_reset`. As in the authors' code :math:`n` is not restarted by
     a reset and :math:`\epsilon` stands outside the bias correction, unlike Adam's. Moments are kept in float32 for
     half-precision parameters: ``v`` changes by a thousandth a step, which bfloat16 rounds away.
+
+    Also as in the authors' code an entry whose gradients were exactly zero through the ``G`` steps without clipping, so
+    that :math:`v = 0`, stands still until the next reset: leave embeddings with seldom used rows to another optimizer,
+    with :func:`optax.partition`.
 
     With ``optax.inject_hyperparams`` give ``static_args=("density",)``: it decides the shape of the state.
 
@@ -209,7 +216,7 @@ def spam(
     density: float | int | None = None,
     bias_correction_after_reset: bool = False,
     seed: ScalarLike = 0,
-    weight_decay: ScalarLike = 0.0,
+    weight_decay: ScalarOrSchedule = 0.0,
     mask: Any = None,
 ) -> optax.GradientTransformation:
     r"""SPAM: :func:`scale_by_spam`, decoupled weight decay, learning rate.
@@ -238,8 +245,8 @@ def spam(
         density: part of the entries that own moments and move.
         bias_correction_after_reset: whether the bias correction counts from the last reset.
         seed: of the random choice of entries.
-        weight_decay: ``lambda >= 0``; ``lambda * params`` joins the direction, as in :func:`optax.adamw`. It is not
-            scaled by the warmup after a reset and also reaches entries without moments.
+        weight_decay: ``lambda >= 0``, a number or a schedule; ``lambda * params`` joins the direction, as in
+            :func:`optax.adamw`. It is not scaled by the warmup after a reset and also reaches entries without moments.
         mask: pytree of bools, or a function from parameters to one: which leaves decay.
 
     Returns:

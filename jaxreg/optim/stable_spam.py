@@ -171,8 +171,9 @@ def scale_by_stable_spam(
         total_steps: ``T_0 >= 1``, length of the run, for the cosine; None (paper) keeps ``beta_1`` and ``gamma_1``.
         eta_min: in [0, 1] (authors' code: 0.5), what the cosine ends at.
         reset_every: ``R >= 1``, steps between two resets (paper: 1000; the authors' scripts for language models: 500).
-        shared_counter: correct the running means of norms and largest entries by ``k``, as the authors' code does.
-            After the first reset they are then far too large for a while, and nothing is clipped.
+        shared_counter: correct the running means of norms and largest entries by Adam's count, ``k + 1`` before a reset
+            sets it to zero, as the authors' code does. After the first reset they are then far too large for a while,
+            and nothing is clipped.
 
     Returns:
         An optax transformation that does not need ``params``. It keeps 8 bytes a parameter and 12 a leaf.
@@ -202,8 +203,9 @@ def scale_by_stable_spam(
         )
 
     def init(params):
-        statistics = jax.tree.map(lambda _: jnp.zeros([3]), params)
-        return ScaleByStableSpamState(statistics, adam(1.0).init(widened(params)))
+        wide = widened(params)
+        statistics = jax.tree.map(lambda leaf: jnp.zeros([3], leaf.dtype), wide)
+        return ScaleByStableSpamState(statistics, adam(1.0).init(wide))
 
     def update(updates, state, params=None):
         del params
@@ -211,7 +213,9 @@ def scale_by_stable_spam(
         factor = 1.0
         if total_steps is not None:
             factor = eta_min + (1 - eta_min) * 0.5 * (1 + jnp.cos(jnp.pi * t / (total_steps + 1)))
-        count = jnp.where(shared_counter & (t >= reset_every), t % reset_every + 1, t)
+            factor = jnp.asarray(factor, jnp.float32)  # in the mode of 64 bits, too
+        # On the step of a reset Adam's count is still the old one.
+        count = jnp.where(shared_counter, state.adam.inner_state.count + 1, t)
 
         decays = jnp.stack([jnp.asarray(decay, jnp.float32) for decay in (gamma3, gamma1 * factor, gamma2)])
         weights = _weight(decays, count)
@@ -268,7 +272,8 @@ def stable_spam(
         eta_min: what the cosine ends at.
         reset_every: steps between two resets.
         shared_counter: correct running means as the authors' code does.
-        weight_decay: ``lambda >= 0``; ``lambda * params`` joins the direction, as in :func:`optax.adamw` (paper: 0).
+        weight_decay: ``lambda >= 0``, a number or a schedule; ``lambda * params`` joins the direction, as in
+            :func:`optax.adamw` (paper: 0).
         mask: pytree of bools, or a function from parameters to one: which leaves decay.
 
     Returns:

@@ -114,8 +114,13 @@ def karras_index(
     """
     _check_grid(n, sigma_min, sigma_max, rho)
     low, high = _roots(sigma_min, sigma_max, rho)
-    position = (at_least_float32(sigma) ** (1 / rho) - low) / (high - low) * (n - 1)
-    return jnp.clip(jnp.floor(position), 0, n - 2).astype(jnp.int32)
+    sigma = at_least_float32(sigma)
+    position = (sigma ** (1 / rho) - low) / (high - low) * (n - 1)
+    index = jnp.clip(jnp.floor(position), 0, n - 2).astype(jnp.int32)
+    # Rounding may have taken a point of the grid, or its neighbour, into the interval beside its own.
+    lower, upper = (karras_sigma(i, n, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho) for i in (index, index + 1))
+    index = index + jnp.where(sigma < lower, -1, jnp.where(sigma >= upper, 1, 0))
+    return jnp.clip(index, 0, n - 2).astype(jnp.int32)
 
 
 @checked

@@ -9,6 +9,7 @@ decay to zero; if a first run shows how they change, it is a schedule with its o
     optimizer = optax.sgd(schedule)                # with the peak tuned anew
 """
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -148,9 +149,11 @@ def refine_schedule(
     mirrored = norms[::-1][1 : half + 1]
     mirrored = jnp.append(mirrored, jnp.repeat(norms[:1], half - len(mirrored)))
     smooth = _running_median(jnp.concatenate([jnp.repeat(norms[:1], half), norms, mirrored]), 2 * half + 1)
-    # Relative to the smallest norm, so that no square overflows.
-    rates = last_iterate_schedule((jnp.min(smooth) / smooth) ** power)
-    return rates / jnp.max(rates)
+    # In logarithms: next to the largest of the weights all others may be too small for a float.
+    weights = power * (jnp.log(jnp.min(smooth)) - jnp.log(smooth))
+    from_here = jax.lax.cumlogsumexp(weights, reverse=True)
+    rates = weights[:-1] + from_here[1:]
+    return jnp.append(jnp.exp(rates - jnp.max(rates)), 0.0)
 
 
 @checked

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from jaxreg.compression import alive_units, extract_subnetwork
 from jaxreg.optim import Group, hesso
@@ -65,3 +66,15 @@ def test_all_units_kept_is_the_network_itself():
     params = network()
     same = extract_subnetwork(params, GROUPS, np.ones(15, bool))
     jax.tree.map(np.testing.assert_array_equal, same, params)
+
+
+def test_units_that_do_not_fit_are_named():
+    params, nowhere = network(), [Group(((("out",), 0),), 3)]
+    with pytest.raises(ValueError, match=r"keep must have an entry for each of the 15 units, got 14"):
+        extract_subnetwork(params, GROUPS, np.ones(14, bool))
+    with pytest.raises(ValueError, match=r"there is no leaf \('out',\)"):
+        extract_subnetwork(params, nowhere, np.ones(3, bool))
+    with pytest.raises(ValueError, match=r"there is no leaf \('out',\)"):
+        alive_units(params, nowhere)
+    with pytest.raises(ValueError, match=r"has no 7 units along axis 1"):
+        extract_subnetwork(params, [Group((((0, "kernel"), 1),), 7)], np.ones(7, bool))

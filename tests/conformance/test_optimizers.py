@@ -398,6 +398,46 @@ def test_state_starts_from_shapes_alone(subject):
     assert_identical(optimizer.init(shapes), optimizer.init(PARAMS))
 
 
+@every_subject
+def test_the_mode_of_64_bits_leaves_the_dtypes(subject):
+    narrow = ("vector", "cube")
+    params = {n: jax.ShapeDtypeStruct(s, jnp.bfloat16 if n in narrow else jnp.float32) for n, s in SHAPES.items()}
+    wanted = jax.eval_shape(subject.make().init, params)
+    with jax.enable_x64(True):
+        optimizer = subject.make()
+        state = jax.eval_shape(optimizer.init, params)
+        updates, state_after = jax.eval_shape(optimizer.update, params, state, params)
+    for found in (state, state_after):
+        assert jax.tree.map(lambda leaf: leaf.dtype, found) == jax.tree.map(lambda leaf: leaf.dtype, wanted)
+    assert jax.tree.map(lambda leaf: leaf.dtype, updates) == jax.tree.map(lambda leaf: leaf.dtype, params)
+
+
+# For the one with a schedule besides, that is the schedule.
+DECAYING = [
+    n
+    for n, f in TRANSFORMATIONS.items()
+    if {"weight_decay", "schedule"} & {*(p := inspect.signature(f).parameters)} == {"weight_decay"}
+]
+
+
+@pytest.mark.parametrize("name", DECAYING)
+def test_weight_decay_may_be_a_schedule(name):
+    optimizer, names = Subject(name, {}), ("vector", "matrix")
+    params, *gradients = (restrict(tree, names) for tree in (PARAMS, *GRADIENTS[:2]))
+
+    @jax.jit
+    def constant(weight_decay):
+        return trajectory(optimizer.make(weight_decay=weight_decay), params, gradients)[0]
+
+    def decay(step):
+        return jnp.array([0.1, 0.5])[step]
+
+    scheduled, _ = trajectory(optimizer.make(weight_decay=decay), params, gradients)
+    assert_close(scheduled, [constant(0.1)[0], constant(0.5)[1]])
+    without, _ = trajectory(optimizer.make(weight_decay=0.0), params, gradients)
+    assert all(bool(jnp.any(s["matrix"] != w["matrix"])) for s, w in zip(scheduled, without, strict=True))
+
+
 # What it can be combined with
 
 

@@ -38,6 +38,16 @@ def test_hidden_layer_normalizes_by_the_batch_without_dropout(deep):
     np.testing.assert_allclose(heads.auxiliary, h @ np.asarray(out["kernel"]), atol=1e-4)
 
 
+def test_an_offset_of_the_features_is_taken_out(deep):
+    kernel = 1000 * np.eye(5, 4, dtype=np.float32)
+    head, params = DualHead(3, 4, aux_dropout=0.0), deep["params"]
+    params = params | {"auxiliary_hidden": {"kernel": kernel, "bias": np.full(4, 1e6, np.float32)}}
+    heads, _ = head.apply({**deep, "params": params}, FEATURES, train=True, mutable=["batch_stats"])
+    h = FEATURES[:, :4]
+    h = np.maximum((h - h.mean(0)) / h.std(0), 0)
+    np.testing.assert_allclose(heads.auxiliary, h @ np.asarray(params["auxiliary"]["kernel"]), atol=1e-3)
+
+
 def test_dropout_disturbs_only_the_auxiliary_head_and_only_in_training(deep):
     def apply(key, train):
         return DEEP.apply(deep, FEATURES, train=train, rngs={"dropout": key}, mutable=["batch_stats"])[0]

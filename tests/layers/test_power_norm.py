@@ -181,6 +181,23 @@ def test_training_follows_the_reference_through_the_warmup_and_after():
     np.testing.assert_allclose(evaluated, gamma * X / np.sqrt(reference.psi2 + EPS) + beta, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("warmup_steps", [0, 10])
+def test_a_batch_of_padding_leaves_the_statistics(warmup_steps):
+    layer = PowerNorm(warmup_steps=warmup_steps, use_running_average=False)
+    variables = layer.init(jax.random.key(0), X)
+    _, new = layer.apply(variables, X, mutable=["batch_stats"])
+    variables = {**variables, **new}
+
+    def outputs(nu):
+        mask = jnp.zeros(X.shape[:-1], bool)
+        y, new = layer.apply({**variables, "backward_stats": nu}, X, mask=mask, mutable=["batch_stats"])
+        return y.sum(), new["batch_stats"]
+
+    nu, stats = jax.grad(outputs, has_aux=True)({"nu": jnp.asarray(NU)})
+    jax.tree.map(np.testing.assert_array_equal, stats, variables["batch_stats"])
+    np.testing.assert_array_equal(nu["nu"], NU)
+
+
 def test_the_statistics_meet_neither_clipping_nor_moments():
     """A huge nu leaves the clipped gradient as it is, and is taken over as it is."""
     optimizer = keep_backward_stats(optax.chain(optax.clip_by_global_norm(1.0), optax.trace(0.9), optax.scale(-1.0)))

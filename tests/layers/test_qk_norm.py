@@ -71,6 +71,18 @@ def test_logits_are_at_most_the_root_of_the_head_size_whatever_the_weights():
     assert np.abs(free).max() > 1e4
 
 
+def test_an_offset_of_the_inputs_leaves_the_bound():
+    x = 2000 + X
+    layer = QKNormAttention(heads=1)
+    variables = {"params": {name: {"kernel": jnp.eye(8)} for name in ("query", "key", "value", "out")}}
+    variables["params"] |= {name: {"scale": jnp.ones(8)} for name in ("query_norm", "key_norm")}
+    _, logits = with_logits(layer, variables, x)
+    centred = np.asarray(x, np.float64) - np.asarray(x, np.float64).mean(-1, keepdims=True)
+    unit = centred / centred.std(-1, keepdims=True)
+    np.testing.assert_allclose(logits[:, 0], unit @ np.swapaxes(unit, -1, -2) / np.sqrt(8), atol=2e-3)
+    assert np.abs(logits).max() <= np.sqrt(8) * (1 + 1e-6)
+
+
 def test_nothing_is_seen_behind_the_mask():
     layer = QKNormAttention(heads=2)
     variables = init(layer)

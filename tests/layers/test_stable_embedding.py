@@ -15,6 +15,15 @@ def test_rows_are_looked_up_and_normalized():
     np.testing.assert_allclose(layer.apply(variables, indices), wanted, rtol=1e-4, atol=1e-6)
 
 
+def test_an_offset_of_a_row_is_taken_out():
+    layer, indices = StableEmbedding(10, 6), jnp.arange(10)
+    params = layer.init(jax.random.key(0), indices)["params"]
+    table = 2000 + jax.random.normal(jax.random.key(1), [10, 6])
+    ours = layer.apply({"params": params | {"Embed_0": {"embedding": table}}}, indices)
+    centred = np.asarray(table, np.float64) - np.asarray(table, np.float64).mean(-1, keepdims=True)
+    np.testing.assert_allclose(ours, centred / np.sqrt(centred.var(-1, keepdims=True) + 1e-5), atol=2e-3)
+
+
 def test_the_table_starts_xavier_uniform():
     table = StableEmbedding(400, 200).init(jax.random.key(0), jnp.array(0))["params"]["Embed_0"]["embedding"]
     bound = np.sqrt(6 / (400 + 200))

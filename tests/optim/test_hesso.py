@@ -82,10 +82,11 @@ def test_saliency_follows_the_paper():
     )
 
 
-def test_the_length_of_the_direction_has_no_effect_and_its_sign_has():
+@pytest.mark.parametrize("length", [9.0, 1e15, 1e-10, 1e-15])
+def test_the_length_of_the_direction_has_no_effect_and_its_sign_has(length):
     params, directions = network(0), network(1)
-    scores = saliency(params, directions, GROUPS)
-    np.testing.assert_allclose(saliency(params, jax.tree.map(lambda d: 9 * d, directions), GROUPS), scores, rtol=1e-5)
+    scores, longer = saliency(params, directions, GROUPS), jax.tree.map(lambda d: length * d, directions)
+    np.testing.assert_allclose(saliency(params, longer, GROUPS), scores, rtol=1e-5)
     assert not np.allclose(saliency(params, jax.tree.map(lambda d: -d, directions), GROUPS), scores)
 
 

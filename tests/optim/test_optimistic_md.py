@@ -143,6 +143,24 @@ class TestEnsemble:
             anchors, played, last = project(anchors - steps[:, None] * gradient), x, gradient
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: optimistic_md(diameter=2.0, grad_bound=1.0, radius=1.0),
+        lambda: optimistic_md(step="strongly_convex", strong_convexity=0.5),
+        lambda: optimistic_md(geometry="newton", diameter=2.0, grad_bound=1.0, exp_concavity=0.5, radius=1.0),
+        lambda: optimistic_md(geometry="entropy", diameter=2.0, grad_bound=1.0),
+        lambda: dynamic_ensemble(horizon=8, diameter=2.0, grad_bound=1.0, smoothness=0.5),
+    ],
+    ids=["adaptive", "strongly convex", "newton", "entropy", "ensemble"],
+)
+def test_points_and_state_of_float32_stay_so_in_the_mode_of_64_bits(make):
+    with jax.enable_x64(True):
+        points, states = play(make(), jnp.full(3, 1 / 3, jnp.float32), GRADIENTS)
+    assert points.dtype == jnp.float32
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(states)} == {"float32", "int32"}
+
+
 def test_learners_can_be_vmapped_over_their_constants():
     def last(diameter, grad_bound):
         learner = optimistic_md(diameter=diameter, grad_bound=grad_bound, radius=diameter / 2)

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -175,6 +177,65 @@ def test_any_optimizer_keeps_close_to_its_32_bit_self(inner):
     for name in SHAPES:
         ours, theirs = np.ravel(updates[name]), np.ravel(wanted[name])
         assert ours @ theirs >= 0.97 * np.linalg.norm(ours) * np.linalg.norm(theirs), name
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        optax.sm3(0.1),
+        # The estimates of the curvature are the gradients: of either sign.
+        optax.contrib.sophia(
+            0.1,
+            weight_decay=0.0,
+            b2=0.5,
+            gamma=1.0,
+            clip_threshold=None,
+            update_interval=1,
+            hessian_diagonal_fn=optax.identity(),
+        ),
+    ],
+    ids=["sm3", "sophia"],
+)
+def test_nu_keeps_its_sign_where_it_has_one(inner):
+    g = jnp.where(jax.random.bernoulli(jax.random.key(0), shape=[8, 16]), 2.0, -1.0)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def last(optimizer):
+        state = optimizer.init(g)
+        for sign in (-1, 1, 1):
+            updates, state = optimizer.update(sign * g, state, g)
+        return updates
+
+    np.testing.assert_allclose(last(quantize_state(inner, min_size=1)), last(inner), rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        optax.contrib.schedule_free_sgd(0.1),
+        optax.contrib.prodigy(),
+        optax.contrib.dog(1.0),
+        optax.contrib.dowg(1.0),
+        optax.contrib.madgrad(0.1),
+        optax.contrib.mechanize(optax.adam(0.1)),
+        optax.contrib.cocob(),
+        optax.contrib.sam(optax.adam(0.1), optax.sgd(0.1)),
+        optax.chain(optax.identity(), optax.masked(optax.contrib.prodigy(), {"kernel": True})),
+    ],
+    ids=["schedule_free", "prodigy", "dog", "dowg", "madgrad", "mechanic", "cocob", "sam", "masked prodigy"],
+)
+def test_copies_of_the_weights_stay_in_32_bits(inner):
+    params = {"kernel": jax.random.normal(jax.random.key(0), [8, 16])}
+    copies = [np.array_equal(leaf, params["kernel"]) for leaf in jax.tree.leaves(inner.init(params))]
+    codes = jax.tree.leaves(jax.eval_shape(quantize_state(inner, min_size=1).init, params).codes)
+    assert any(copies)
+    assert all(code.dtype == jnp.float32 for code, copy in zip(codes, copies, strict=True) if copy)
+
+
+def test_fields_that_stay_in_32_bits_can_be_named():
+    state = jax.eval_shape(quantize_state(optax.scale_by_adam(), unquantized=("mu",)).init, PARAMS)
+    assert state.codes.mu["kernel"].dtype == jnp.float32
+    assert state.codes.nu["kernel"].dtype == jnp.uint8
 
 
 # Where it lives

@@ -36,8 +36,6 @@ def by_hand(gradients, *, reset_every, b1=0.9, b2=0.999, eps=1e-8, gammas=(0.7, 
     history = []
     for t, g in enumerate(np.asarray(gradients, np.float64), start=1):
         c = 1.0 if total is None else 0.5 + 0.5 * (1 + np.cos(np.pi * t / (total + 1))) / 2
-        if t % reset_every == 0:
-            m, v, k = 0.0, 0.0, 0
         k += 1
         n = k if shared else t
         largest = g3 * largest + (1 - g3) * np.abs(g).max()
@@ -47,6 +45,8 @@ def by_hand(gradients, *, reset_every, b1=0.9, b2=0.999, eps=1e-8, gammas=(0.7, 
         norm = g1 * c * norm + (1 - g1 * c) * q
         square = g2 * square + (1 - g2) * q**2
         g = g / q * (norm / (1 - (g1 * c) ** n)) / (np.sqrt(square / (1 - g2**n)) + eps)
+        if t % reset_every == 0:
+            m, v, k = 0.0, 0.0, 1
         m = b1 * c * m + (1 - b1 * c) * g
         v = b2 * v + (1 - b2) * g**2
         history.append(m / (1 - (b1 * c) ** k) / (np.sqrt(v / (1 - b2**k)) + eps))

@@ -52,6 +52,14 @@ class TestGrid:
         np.testing.assert_array_equal(jax.jit(karras_index)(inside.astype(np.float32), 41), np.arange(40))
         np.testing.assert_array_equal(karras_index(np.float32([1e-4, 0.002, 80.0, 1e3]), 41), [0, 0, 39, 39])
 
+    @pytest.mark.parametrize("n", [2, 11, 1281])
+    @pytest.mark.parametrize("rho", [1.0, 7.0])
+    def test_points_of_the_grid_begin_their_interval(self, n, rho):
+        points = karras_sigma(jnp.arange(n), n, rho=rho)
+        below = jnp.nextafter(points[1:], 0.0)
+        np.testing.assert_array_equal(karras_index(points[:-1], n, rho=rho), np.arange(n - 1))
+        np.testing.assert_array_equal(karras_index(below, n, rho=rho), np.arange(n - 1))
+
     @pytest.mark.parametrize("name", ["sigma_min", "sigma_max", "rho"])
     def test_refused(self, name):
         with pytest.raises(ValueError, match=rf"^{name} must be in \(0, inf\), got 0.0$"):

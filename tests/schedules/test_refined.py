@@ -72,6 +72,22 @@ def test_a_vanishing_gradient_is_bounded_below():
     np.testing.assert_allclose(values, [2e-24, 1.0, 1e-24, 0.0], rtol=1e-4, atol=1e-30)
 
 
+@pytest.mark.parametrize(
+    ("norms", "power"),
+    [
+        ([1e8, 1e8, 1e8, 0.0], 2.0),
+        ([1.0, 1.0, 1.0, 1e-5], 8.0),
+        ([0.0, 1e8, 1e8], 2.0),
+        ([1.0, 0.0, 1e8], 8.0),
+        ([1e30, 1e30, 0.0], 2.0),
+    ],
+)
+def test_a_single_tiny_norm_hides_nothing(norms, power):
+    expected = reference_refined(norms, smoothing=0.0, power=power)
+    values = refine_schedule(jnp.array(norms), smoothing=0.0, power=power)
+    np.testing.assert_allclose(values, expected, rtol=2e-5, atol=1e-30)
+
+
 def test_refinement_can_be_jitted_and_mapped():
     norms = np.stack([noisy_norms(50, seed) for seed in range(3)])
     mapped = jax.jit(jax.vmap(refine_schedule))(norms)
