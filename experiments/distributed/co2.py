@@ -2,8 +2,8 @@
 
 A character-level language model, trained with plain SGD on batches of 16 a worker. After every 12 steps the workers'
 results are averaged, and used one round late. Outer momentum 0.5 on such stale averages, with CO2's two brakes
-(adaptive gap penalty, momentum clipped at 1) against the same without them. The inner learning rate is fixed, at a
-value that suits synchronous SGD; others are reported beside the verdict.
+(adaptive gap penalty, momentum clipped at 1) against the same without them. The inner learning rate is tuned for every
+arm; beside the verdict it is fixed at 0.6, which suits synchronous SGD.
 """
 
 import functools
@@ -23,7 +23,6 @@ ROUNDS = {
     "co2_constant": dict(gap_penalty=2.0, clip=1.0),
     "no_brakes": dict(gap_penalty=1.0, clip=math.inf),
     "penalty_only": dict(gap_penalty="adaptive", clip=math.inf),
-    "clip_only": dict(gap_penalty=1.0, clip=1.0),
     "no_momentum": dict(gap_penalty=1.0, clip=math.inf, outer_momentum=0.0),
 }
 
@@ -42,21 +41,22 @@ CLAIM = Claim(
     beside=(
         Comparison("constant penalty 2 in place of the adaptive one", method="co2_constant"),
         Comparison("the penalty without clipping", method="penalty_only"),
-        Comparison("clipping without the penalty", method="clip_only"),
         Comparison("no outer momentum, hence nothing to brake", baselines=("no_momentum",)),
         Comparison("synchronous SGD, averaged after every step", baselines=("synchronous",)),
-        Comparison("half the inner learning rate", settings={"learning_rate": 0.3}),
-        Comparison("a quarter of the inner learning rate", settings={"learning_rate": 0.15}),
+        Comparison("an inner learning rate of 0.6 for both", settings={"learning_rate": 0.6}),
     ),
-    finding="The penalty does it all, clipping at 1 does nothing. Without them training diverges at this rate, so "
-    "the size of the effect is that of the loss of a uniform guess; at half the rate the gain is 22%, at a quarter "
-    "there is none. It is outer momentum on stale averages that needs the brakes: without momentum the loss is lower "
-    "still. Synchronous SGD is 12% better at twelve times the traffic.",
+    grid={"learning_rate": (0.0375, 0.075, 0.15, 0.3, 0.6, 1.2)},
+    finding="With rates tuned alike the brakes gain 7%, a constant penalty 12%: without them training diverges at "
+    "rates that suit synchronous SGD, but it can do with an eighth of these. At 0.6 for both the gain is 50%, the "
+    "loss without brakes that of a uniform guess. The penalty does it all, clipping at 1 does nothing. It is outer "
+    "momentum on stale averages that needs the brakes: without momentum the loss is lower still. Synchronous SGD is "
+    "12% better at twelve times the traffic.",
     steps=100,
+    tuning_seeds=8,
 )
 
 
-def run(key, arm, *, steps, learning_rate=0.6):
+def run(key, arm, *, learning_rate, steps):
     """Trains one model for so many rounds; the score is its loss on the last tenth of the text."""
     key_init, key_train = jax.random.split(key)
     task = char_task(key_init, classes=CLASSES)

@@ -57,7 +57,7 @@ CLAIM = Claim(
         Comparison("consistency only", method="only_consistent"),
     ),
     finding="Diverse exponents alone change nothing: the mean of three adjusted experts is about that of three "
-    "balanced ones. The consistency costs a point or more, most of it on rare digits, and makes networks differ more. "
+    "balanced ones. The consistency alone costs 0.8 points, with them 2.3, and makes networks differ more. "
     "Most examples are soon right, and pulling the strong view to what is said of the weak one, not to the label, "
     "slows learning: the baseline is ahead at nearly every point of the curve. The published gains are of networks "
     "trained tens of times longer.",

@@ -53,7 +53,8 @@ CLAIM = Claim(
     "loss is 0.4 lower. But a range has two ends. At 1 both arms fall back to a loss of about 3.2, for then the gains "
     "of queries and keys grow in place of the weights; at 1e-3 neither is trained after 300 steps. Both ends add the "
     "same to both sensitivities. Without the last rate (sensitivity_to_0.3) qk-norm lowers it by a third. A longer "
-    "warmup helps with qk-norm only, and the z-loss changes nothing: output logits do not diverge in so few steps.",
+    "warmup may help with qk-norm, not without, and the z-loss changes nothing: output logits do not diverge in so "
+    "few steps.",
     steps=300,
 )
 

@@ -53,17 +53,21 @@ CLAIM = Claim(
     beside=(
         Comparison("linear instead of dynamic code", baselines=("linear",)),
         Comparison("blocks of 2048", baselines=("blocks_2048",)),
-        Comparison("an outlier of 100 times its size", settings={"outlier": 100.0}),
-        Comparison("an outlier of 300 times its size", settings={"outlier": 300.0}),
+        Comparison("an outlier of 100 times its size", method="blocks_256_at_100"),
+        Comparison("an outlier of 300 times its size", method="blocks_256_at_300"),
     ),
+    # Adam in 32 bits takes the same steps whatever an entry is multiplied by: its runs at 30 serve at 100 too.
+    variants={
+        "blocks_256_at_100": ("blocks_256", {"outlier": 100.0}),
+        "blocks_256_at_300": ("blocks_256", {"outlier": 300.0}),
+    },
     finding="8 bits cost nothing here, in blocks of 2048 neither; with a linear code nothing is learnt. The limit is "
-    "near: at 30 times its size an outlier derails 2 of 16 runs, by 8 and 28%, which leaves the verdict open "
-    "(from seed 100000 on none, and the claim holds); at 100 times all runs suffer, by 7% and more, at 300 "
-    "all fail. Next to its square those of its neighbours are rounded to zero, and their steps become huge. "
-    "Blocks of 2048, here a quarter of a matrix or all of it, confine an outlier little better than one "
+    "near: at 30 times its size an outlier still does no harm, at 100 times 19 of 24 runs suffer, by 6% and more, at "
+    "300 times all learn nothing. Next to its square those of its neighbours are rounded to zero, and their steps "
+    "become huge. Blocks of 2048, here a quarter of a matrix or all of it, confine an outlier little better than one "
     "scale for each tensor.",
-    steps=1500,
-    seeds=16,
+    steps=1000,
+    seeds=24,
 )
 
 

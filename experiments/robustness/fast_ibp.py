@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.harness import data, models
-from experiments.harness.claim import Claim
+from experiments.harness.claim import Claim, Comparison
 from experiments.harness.training import train
 from jaxreg.robustness import fast_ibp_loss, ibp_init, interval_bounds, robust_margins
 
@@ -41,9 +41,9 @@ CLAIM = Claim(
     method="fast_ibp",
     baselines=("ibp",),
     grid={"learning_rate": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)},
-    finding="What is gained is time. Plain training at a learning rate of 0.001 ends with a constant prediction "
-    "and needs 0.03 to get anywhere in 400 steps; with three times as many, at 0.01, four runs left 27% "
-    "uncertified, less than the method does in 400. The initialization alone, tuned up to 0.03, left 73%.",
+    beside=(Comparison("both at a learning rate of 0.001", settings={"learning_rate": 1e-3}),),
+    finding="Part of what is gained is time: at a learning rate of 0.001 plain training is hardly better than a guess "
+    "after 400 steps (clean error 91%, with the method 44%), and it needs 0.03 to get anywhere.",
     steps=400,
     smoke_sizes={"depth": 1},
     seeds=16,
