@@ -67,10 +67,10 @@ def comp_sum(
     """
     check_range("tau", tau, "[0, inf)")
     logits = at_least_float32(logits)
-    label = at_labels(logits, labels)
     # What all logits have in common would take the digits of their differences.
-    common = jax.lax.stop_gradient(label)
-    return _power(jax.nn.logsumexp(logits - common[..., None], axis=-1) - (label - common), 1.0 - tau)
+    largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
+    log_sum = jnp.log(jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1))
+    return _power(log_sum - (at_labels(logits, labels) - largest), 1.0 - tau)
 
 
 @checked
