@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxreg.typing import Array, Float, checked
 
 PARTS, CHANNEL_PARTS = 6, 12  # of a leaf, and of one that keeps an axis: more of them, or fewer, take longer
-LEAST = 2**14  # entries; below it there is nothing to gain
+LEAST, CHANNEL_LEAST = 2**14, 2**18  # entries; below there is nothing to gain, and more to compile
 
 
 @checked
@@ -52,7 +52,7 @@ def _reduced(terms, arrays, combine, reduce, keep_axis):
 
     # What is sharded is reduced where it is.
     on_a_mesh = not jax.typeof(arrays[0]).sharding.mesh.empty
-    if on_a_mesh or not summed or arrays[0].size < LEAST:
+    if on_a_mesh or not summed or arrays[0].size < (LEAST if keep_axis is None else CHANNEL_LEAST):
         return at_once(*arrays)
     longest = max(summed, key=lambda axis: shape[axis])
     if keep_axis is not None and shape[longest] < CHANNEL_PARTS:
