@@ -32,7 +32,10 @@ else:
 
     class _AnyArray(type):
         def __instancecheck__(cls, value):
-            return isinstance(value, jax.Array | np.ndarray | np.generic)
+            if isinstance(value, jax.Array | np.ndarray | np.generic):
+                return True
+            # Within a gradient older JAX has NumPy arrays in a type of its own, which is neither.
+            return isinstance(value, jax.typing.ArrayLike) and hasattr(value, "shape")
 
     class Array(metaclass=_AnyArray):
         """A JAX array, traced or not, or a NumPy array: whatever ``jnp`` functions accept."""

@@ -29,6 +29,15 @@ def test_scalars_of_every_kind_pass(by):
     np.testing.assert_array_equal(scaled(jnp.ones([1, 3]), jnp.zeros([1], int), by=by), [6])
 
 
+def test_numpy_arrays_pass_within_a_gradient():
+    def total(x, by):
+        return scaled(jax.lax.stop_gradient(x), np.zeros(2, int), by=by).sum()
+
+    to_x, to_by = jax.grad(total, argnums=(0, 1))(np.ones((2, 3), np.float32), 2.0)
+    np.testing.assert_array_equal(to_x, np.zeros([2, 3]))
+    assert to_by == 6
+
+
 def test_tracers_pass():
     value = jax.jit(jax.grad(lambda by: scaled(jnp.ones([3]), jnp.array(0), by=by)))(2.0)
     assert value == 3
