@@ -57,7 +57,7 @@ def membership_inference_efficacy(
         forget_scores: scores ``s_f`` of the forgotten examples.
 
     Returns:
-        The share, 0 if no threshold tells the known examples apart.
+        The share, 0 if no threshold tells the known examples apart, NaN if a score is.
 
     References:
         Fan et al., *SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency in Both Image
@@ -71,7 +71,8 @@ def membership_inference_efficacy(
         return jnp.searchsorted(scores, candidates, side="left") / scores.shape[0]
 
     threshold = candidates[jnp.argmax(share_below(test) - share_below(retain))]
-    return jnp.mean(forget_scores < threshold)
+    unknown = [jnp.any(jnp.isnan(scores)) for scores in (retain, test, forget_scores)]
+    return jnp.where(jnp.any(jnp.stack(unknown)), jnp.nan, jnp.mean(forget_scores < threshold))
 
 
 class UnlearningMetrics(NamedTuple):

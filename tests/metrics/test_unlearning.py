@@ -57,6 +57,12 @@ class TestMembershipInference:
         same = jnp.array([1.0, 2.0, 3.0])
         assert float(membership_inference_efficacy(same, same, jnp.array([-9.0, 0.0]))) == 0.0
 
+    @pytest.mark.parametrize("position", range(3))
+    def test_a_score_that_is_no_number_is_not_taken_for_a_confident_one(self, position):
+        scores = [jnp.array([1.0, 2.0]), jnp.array([-1.0, -2.0]), jnp.array([0.0, 3.0])]
+        scores[position] = scores[position].at[0].set(jnp.nan)
+        assert np.isnan(membership_inference_efficacy(*scores))
+
 
 def test_four_figures_by_hand():
     def logits(classes):
