@@ -1,15 +1,20 @@
-"""Linear algebra that can be vmapped wherever it runs, unit vectors, and trees of arrays as vectors.
+"""Linear algebra that can be vmapped wherever it runs, products in full precision, and trees of arrays as vectors.
 
 Under ``vmap`` one matrix is taken after the other. XLA's own solvers for a batch hand it to the threads of the CPU and
 wait for them, for ever if they all wait themselves: several devices on a CPU do that to each other, and so do several
 solvers of one program.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, PyTree, checked
+
+matmul = functools.partial(jnp.matmul, precision="highest")
+"""``jnp.matmul`` in the precision of its operands, where accelerators multiply float32 with fewer digits by default."""
 
 
 @checked

@@ -117,9 +117,9 @@ class DeviceSettings:
             raise ValueError(f"devices must be in [1, {len(devices)}], got {self.devices}")
         if self.devices not in (None, len(devices)) and processes > 1:
             raise ValueError(f"devices must be all {len(devices)} of the {processes} processes, got {self.devices}")
-        if self.parallel == "pmap" and self.fsdp != 1:
-            raise ValueError(f"fsdp is for parallel mesh, got {self.fsdp} for pmap")
         if self.parallel == "pmap":
+            if self.fsdp != 1:
+                raise ValueError(f"fsdp is for parallel mesh, got {self.fsdp} for pmap")
             return Replicated(devices[: self.devices])
         return OnMesh(meshes.make_mesh(self.fsdp, devices[: self.devices]))
 

@@ -13,6 +13,7 @@ import math
 
 import jax.numpy as jnp
 
+from jaxreg.linalg import matmul
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Bool, Float, Int, ScalarLike, checked
 from jaxreg.validation import check_range
@@ -56,12 +57,12 @@ def tfidf_similarity(
     def squares(own, other):
         """Squared lengths of ``own``'s texts (rows) in the corpora with ``other``'s (columns)."""
         square, shared = jnp.square(own), (other > 0).astype(own.dtype)
-        both = jnp.matmul(square, shared.T, precision="highest")
-        return both + RARE**2 * jnp.matmul(square, 1 - shared.T, precision="highest")
+        both = matmul(square, shared.T)
+        return both + RARE**2 * matmul(square, 1 - shared.T)
 
     lengths = jnp.sqrt(squares(a, b) * squares(b, a).T)
     # A word that only one of the texts has adds nothing to their product.
-    product = jnp.matmul(a, b.T, precision="highest")
+    product = matmul(a, b.T)
     return jnp.where(lengths > 0, product / jnp.where(lengths > 0, lengths, 1.0), 0.0)
 
 

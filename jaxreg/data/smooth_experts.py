@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxreg.linalg import matmul
 from jaxreg.precision import at_least_float32, widened
 from jaxreg.typing import Array, Float, Int, PRNGKeyArray, PyTree, ScalarLike, checked
 from jaxreg.validation import check_range
@@ -219,7 +220,7 @@ def _nearest_to_centres(key, points, member, number, iterations):
         nearest = jax.nn.one_hot(jnp.argmin(_squares(points, centres), axis=-1), number, dtype=points.dtype)
         nearest *= member[:, None]
         count = jnp.sum(nearest, axis=0)[:, None]
-        totals = jnp.matmul(nearest.T, points, precision="highest")
+        totals = matmul(nearest.T, points)
         return jnp.where(count > 0, totals / jnp.maximum(count, 1.0), centres)
 
     centres = jax.lax.fori_loop(0, number, add_centre, jnp.zeros([number, points.shape[1]], points.dtype))
@@ -234,6 +235,6 @@ def _nearest_to_centres(key, points, member, number, iterations):
 
 
 def _squares(points, centres):
-    products = jnp.matmul(points, centres.T, precision="highest")
+    products = matmul(points, centres.T)
     squares = jnp.sum(jnp.square(points), axis=-1)[:, None] - 2 * products + jnp.sum(jnp.square(centres), axis=-1)
     return jnp.maximum(squares, 0.0)  # rounding errors may be negative

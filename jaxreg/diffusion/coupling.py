@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxreg.linalg import matmul
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, Int, checked
 
@@ -39,5 +40,5 @@ def minibatch_ot(x: Float[Array, "batch *features"], z: Float[Array, "batch *fea
     """
     x, z = (jax.lax.stop_gradient(at_least_float32(points)).reshape(len(points), -1) for points in (x, z))
     # The squares of x and z are the same for every permutation.
-    rows, columns = optax.assignment.hungarian_algorithm(-jnp.matmul(x, z.T, precision="highest"))
+    rows, columns = optax.assignment.hungarian_algorithm(-matmul(x, z.T))
     return jnp.zeros_like(columns).at[rows].set(columns)

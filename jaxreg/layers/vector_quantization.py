@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxreg.linalg import matmul
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, Int, PRNGKeyArray, ScalarLike, checked
 from jaxreg.validation import check_range
@@ -47,7 +48,7 @@ def vector_quantize(vectors: Float[Array, "*batch features"], codebook: Float[Ar
     """
     z, e = at_least_float32(vectors), at_least_float32(codebook)
     # The square of z is the same for all codes.
-    scores = jnp.matmul(z, e.T, precision="highest") - 0.5 * jnp.sum(jnp.square(e), axis=-1)
+    scores = matmul(z, e.T) - 0.5 * jnp.sum(jnp.square(e), axis=-1)
     codes = jnp.argmax(jax.lax.stop_gradient(scores), axis=-1)
     nearest = e[codes]
     values = z + jax.lax.stop_gradient(nearest - z)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import eigh_tridiagonal
 
+from jaxreg.linalg import tree_inner
 from jaxreg.precision import widened
 from jaxreg.typing import Array, Float, PRNGKeyArray, PyTree, checked
 from jaxreg.validation import check_range
@@ -77,7 +78,7 @@ def hutchinson_trace(
         keys = jax.random.split(key, max(len(leaves), 1))
         signs = [jax.random.rademacher(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=False)]
         vector = structure.unflatten(signs)
-        return _dot(vector, hessian_vector_product(loss, structure.unflatten(leaves), vector))
+        return tree_inner(vector, hessian_vector_product(loss, structure.unflatten(leaves), vector))
 
     return jnp.mean(jax.lax.map(sample, jax.random.split(key, num_samples)))
 
@@ -159,7 +160,7 @@ def lanczos_top_eigenvalue(
         basis, vector, largest, alive = carry
         basis = jax.tree.map(lambda b, v: b.at[i].set(v), basis, vector)
         image = operator(vector)
-        alpha = _dot(vector, image)
+        alpha = tree_inner(vector, image)
         rest = image
         for _ in range(2):  # once leaves what the rounding of large components hides
             inside = sum(
@@ -169,22 +170,16 @@ def lanczos_top_eigenvalue(
             rest = jax.tree.map(
                 lambda x, b, c=inside: x - jnp.tensordot(c, b, axes=1, precision="highest"), rest, basis
             )
-        beta = jnp.sqrt(_dot(rest, rest))
+        beta = jnp.sqrt(tree_inner(rest, rest))
         largest = jnp.maximum(largest, jnp.maximum(jnp.abs(alpha), beta))
         # What is left when the space is exhausted is rounding: from there on the matrix is padded.
         still_alive = alive & (beta > 20 * eps * largest)
         beta = jnp.where(still_alive, beta, 0.0)
         return (basis, scaled(rest, beta), largest, still_alive), (alpha, beta, alive)
 
-    norm = jnp.sqrt(_dot(start, start))
+    norm = jnp.sqrt(tree_inner(start, start))
     carry = basis, scaled(start, norm), jnp.zeros_like(norm), jnp.array(True)
     _, (alphas, betas, alive) = jax.lax.scan(step, carry, jnp.arange(iterations))
     alphas = jnp.where(alive, alphas, alphas[0])  # no eigenvalue of the padding is above the largest
     last = (iterations - 1, iterations - 1)
     return eigh_tridiagonal(alphas, betas[:-1], eigvals_only=True, select="i", select_range=last)[0]
-
-
-def _dot(a, b):
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    products = [jnp.vdot(x, y, precision="highest") for x, y in pairs]
-    return sum(products, jnp.zeros([], jnp.float32))

@@ -7,13 +7,12 @@ minimum: with single examples the whole trace must stay below :math:`2 / \eta`. 
 flat minima, and flat minima of some networks are those of small norm (:mod:`jaxreg.penalties`).
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from jaxreg.linalg import eigh
+from jaxreg.linalg import eigh, matmul
 from jaxreg.metrics.curvature import lanczos_top_eigenvalue
 from jaxreg.precision import at_least_float32, widened
 from jaxreg.typing import Array, Float, PyTree, ScalarLike, checked
@@ -228,10 +227,10 @@ def noise_alignment(a: Float[Array, "examples parameters"], residuals: Float[Arr
         NeurIPS 2022, arXiv 2207.02628.
     """
     a, residuals = at_least_float32(a), at_least_float32(residuals)
-    products = _product(a, a.T) / len(a)
+    products = matmul(a, a.T) / len(a)
     # tr(a_i a_i^T H) and g^T H g in terms of inner products.
     along = jnp.sum(jnp.square(products), axis=1) * len(a)
-    pull = _product(products, residuals)
+    pull = matmul(products, residuals)
     aligned = jnp.mean(jnp.square(residuals) * along) - jnp.mean(jnp.square(pull))
     scale = jnp.mean(jnp.square(residuals)) * jnp.sum(jnp.square(products))
     return jnp.where(scale == 0, 0.0, aligned / jnp.where(scale == 0, 1.0, scale))
@@ -268,13 +267,10 @@ def frobenius_bound(
     return jnp.sqrt(at_least_float32(jnp.asarray(batch_size)) / alignment) / learning_rate
 
 
-_product = functools.partial(jnp.matmul, precision="highest")
-
-
 def _gram(a):
     """H, or the matrix of inner products with the same eigenvalues but zeros, whichever is smaller."""
     a = at_least_float32(a)
-    return (_product(a, a.T) if a.shape[0] < a.shape[1] else _product(a.T, a)) / a.shape[0]
+    return (matmul(a, a.T) if a.shape[0] < a.shape[1] else matmul(a.T, a)) / a.shape[0]
 
 
 def _in_eigenbasis(a):
@@ -283,11 +279,11 @@ def _in_eigenbasis(a):
     eigenvalues = jnp.maximum(eigenvalues, 0.0)
     if a.shape[0] < a.shape[1]:
         return eigenvalues, vectors * jnp.sqrt(a.shape[0] * eigenvalues)
-    return eigenvalues, _product(at_least_float32(a), vectors)
+    return eigenvalues, matmul(at_least_float32(a), vectors)
 
 
 def _squared(features, eigenvalues, batch_size, s):
     """The term of the operator with the square of the learning rate."""
     sizes = jnp.einsum("ni,ij,nj->n", features, s, features, precision="highest")
-    noise = _product(features.T * sizes, features) / len(features)
+    noise = matmul(features.T * sizes, features) / len(features)
     return noise / batch_size + (1.0 - 1.0 / batch_size) * eigenvalues[:, None] * s * eigenvalues

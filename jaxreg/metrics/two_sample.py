@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxreg.linalg import eigh, root
+from jaxreg.linalg import eigh, matmul, root
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, ScalarLike, checked
 
@@ -111,7 +111,7 @@ def frechet_distance(
     x, y = (sample.reshape(len(sample), -1) if feature_fn is None else feature_fn(sample) for sample in (x, y))
     (mean_x, covariance_x), (mean_y, covariance_y) = _moments(at_least_float32(x)), _moments(at_least_float32(y))
     root_x = _root(covariance_x)
-    inside = jnp.matmul(jnp.matmul(root_x, covariance_y, precision="highest"), root_x, precision="highest")
+    inside = matmul(matmul(root_x, covariance_y), root_x)
     eigenvalues, _ = eigh(0.5 * (inside + inside.T))
     shared = jnp.sum(root(eigenvalues))
     return jnp.sum(jnp.square(mean_x - mean_y)) + jnp.trace(covariance_x) + jnp.trace(covariance_y) - 2 * shared
@@ -120,16 +120,16 @@ def frechet_distance(
 def _distances(point, others):
     # As a product: ten times as fast on a CPU as differences of all pairs.
     squares = jnp.sum(jnp.square(point)) + jnp.sum(jnp.square(others), axis=1)
-    squares = squares - 2 * jnp.matmul(others, point, precision="highest")
+    squares = squares - 2 * matmul(others, point)
     return root(squares)
 
 
 def _moments(x):
     mean = jnp.mean(x, axis=0)
     centred = x - mean
-    return mean, jnp.matmul(centred.T, centred, precision="highest") / (len(x) - 1)
+    return mean, matmul(centred.T, centred) / (len(x) - 1)
 
 
 def _root(covariance):
     eigenvalues, vectors = eigh(covariance)
-    return jnp.matmul(vectors * root(eigenvalues), vectors.T, precision="highest")
+    return matmul(vectors * root(eigenvalues), vectors.T)

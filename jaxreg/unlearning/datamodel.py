@@ -13,7 +13,6 @@ Regress logits, one output for each class, of all examples ``x`` that are traine
 ones and some that stay. In linear regression the prediction is exact (:func:`leave_out_ridge`), and so is the result.
 """
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -21,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxreg.linalg import matmul
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Bool, Float, Int, PyTree, ScalarLike, Shaped, checked
 from jaxreg.validation import check_range
@@ -80,12 +80,12 @@ def fit_datamodel(
     x, y = (x - x_mean) / math.sqrt(models), (y - y_mean) / math.sqrt(models)
     # The same, by the smaller of the two Gram matrices.
     if examples <= models:
-        weights = _solve(_product(x.T, x), l2, _product(x.T, y))
+        weights = _solve(matmul(x.T, x), l2, matmul(x.T, y))
     else:
-        weights = _product(x.T, _solve(_product(x, x.T), l2, y))
+        weights = matmul(x.T, _solve(matmul(x, x.T), l2, y))
     if not (isinstance(l1, int | float) and l1 == 0):
         weights = _lasso(x, y, weights, l2, l1, iterations)
-    bias = y_mean - _product(x_mean, weights)
+    bias = y_mean - matmul(x_mean, weights)
     return weights.reshape(examples, *outputs.shape[1:]), bias.reshape(outputs.shape[1:])
 
 
@@ -216,19 +216,16 @@ def leave_out_ridge(
     check_range("l2", l2, "[0, inf)")
     x, y = at_least_float32(x), at_least_float32(y)
     targets = y.reshape(len(y), -1)
-    inverse = jnp.linalg.inv(_product(x.T, x) + l2 * jnp.eye(x.shape[1], dtype=x.dtype))
-    theta = _product(inverse, _product(x.T, targets))
+    inverse = jnp.linalg.inv(matmul(x.T, x) + l2 * jnp.eye(x.shape[1], dtype=x.dtype))
+    theta = matmul(inverse, matmul(x.T, targets))
     if jnp.issubdtype(jnp.asarray(forget).dtype, jnp.bool_):
         x_f, y_f = jnp.where(forget[:, None], x, 0.0), jnp.where(forget[:, None], targets, 0.0)
     else:
         x_f, y_f = x[forget], targets[forget]
-    shared = _product(inverse, x_f.T)
-    gap = jnp.eye(len(x_f), dtype=x.dtype) - _product(x_f, shared)
-    theta = theta - _product(shared, jnp.linalg.solve(gap, y_f - _product(x_f, theta)))
+    shared = matmul(inverse, x_f.T)
+    gap = jnp.eye(len(x_f), dtype=x.dtype) - matmul(x_f, shared)
+    theta = theta - matmul(shared, jnp.linalg.solve(gap, y_f - matmul(x_f, theta)))
     return theta.reshape(x.shape[1], *y.shape[1:])
-
-
-_product = functools.partial(jnp.matmul, precision="highest")
 
 
 def _solve(gram, l2, right):
@@ -240,18 +237,18 @@ def _lasso(x, y, start, l2, l1, iterations):
 
     # The largest eigenvalue of the Gram matrix, which the Frobenius norm bounds too loosely, by power iteration.
     def power(_, v):
-        v = _product(x.T, _product(x, v))
+        v = matmul(x.T, matmul(x, v))
         return v / jnp.maximum(jnp.linalg.norm(v), 1e-30)
 
     v = jax.lax.fori_loop(0, 50, power, jnp.full(x.shape[1], 1 / math.sqrt(x.shape[1]), x.dtype))
     # A start that misses the top direction gives less than the largest, hence the random one beside it.
     u = jax.lax.fori_loop(0, 50, power, jax.random.normal(jax.random.key(0), v.shape, v.dtype))
-    largest = jnp.maximum(jnp.linalg.norm(_product(x, v)), jnp.linalg.norm(_product(x, u))) ** 2
+    largest = jnp.maximum(jnp.linalg.norm(matmul(x, v)), jnp.linalg.norm(matmul(x, u))) ** 2
     rate = 1 / (1.05 * largest + l2 + 1e-12)
 
     def step(_, carry):
         w, ahead, t = carry
-        moved = ahead - rate * (_product(x.T, _product(x, ahead) - y) + l2 * ahead)
+        moved = ahead - rate * (matmul(x.T, matmul(x, ahead) - y) + l2 * ahead)
         new = jnp.sign(moved) * jnp.maximum(jnp.abs(moved) - rate * l1, 0.0)
         t_new = (1 + jnp.sqrt(1 + 4 * t**2)) / 2
         return new, new + (t - 1) / t_new * (new - w), t_new

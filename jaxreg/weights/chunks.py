@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxreg.linalg import matmul
 from jaxreg.paths import natural_order, path_name
 from jaxreg.precision import at_least_float32, is_floating
 from jaxreg.typing import Array, Bool, Float, Int, PyTree, checked
@@ -152,11 +153,11 @@ def chunk_scale(
         Soro et al., *Instruction-Guided Autoregressive Neural Network Parameter Generation*, arXiv 2504.02012.
     """
     same = (jnp.asarray(layers)[:, None] == jnp.asarray(layers)).astype(chunks.dtype)
-    counts = len(chunks) * jnp.matmul(same, jnp.sum(mask, axis=1, keepdims=True), precision="highest")
+    counts = len(chunks) * matmul(same, jnp.sum(mask, axis=1, keepdims=True))
 
     def mean(values):
         totals = jnp.sum(jnp.where(mask, values, 0.0), axis=(0, 2))[:, None]
-        return jnp.matmul(same, totals, precision="highest") / counts
+        return matmul(same, totals) / counts
 
     centre = mean(chunks)
     std = jnp.sqrt(mean(jnp.square(chunks - centre)))

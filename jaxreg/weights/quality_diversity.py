@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.linalg import svd
+from jaxreg.linalg import matmul, svd
 from jaxreg.precision import at_least_float32, is_floating
 from jaxreg.typing import Array, Bool, Float, PRNGKeyArray, PyTree, ScalarLike, checked
 from jaxreg.validation import check_range, check_same_shapes
@@ -295,7 +295,7 @@ def mutate_along_basis(key: PRNGKeyArray, vector: PyTree, basis: PyTree, *, rate
         if basis is None:
             return leaf
         parts = rate * jax.random.uniform(jax.random.fold_in(key, number), basis.s.shape, basis.s.dtype)
-        change = jnp.matmul(basis.u * (parts * basis.s), basis.v.T, precision="highest")
+        change = matmul(basis.u * (parts * basis.s), basis.v.T)
         return (leaf + change.reshape(leaf.shape)).astype(leaf.dtype)
 
     mutants = map(mutated, range(len(leaves)), leaves, structure.flatten_up_to(basis))
