@@ -29,6 +29,7 @@ from experiments.harness.checkpoints import Checkpoints
 from experiments.harness.generation import generate as sample
 from experiments.harness.journal import METRICS, Journal, read_journal, series
 from experiments.harness.llama import parameter_count
+from experiments.harness.memory import keep_memory
 from experiments.harness.pretraining import Pretraining, Settings, adopt_state
 from experiments.harness.progress import TrainingProgress
 from experiments.harness.run_settings import DeviceSettings, Several
@@ -274,4 +275,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_memory()
     sys.exit(main())

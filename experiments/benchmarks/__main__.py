@@ -1,8 +1,9 @@
 """Command line of the benchmarks: ``python -m experiments.benchmarks optimizers`` (or ``losses``, ``weights``, …).
 
 A step that is timed alone, over and over, would hand its temporary memory back to the operating system each time and
-get it anew, page by page: up to a millisecond a megabyte, which no training step pays, where the memory serves one
-computation after the other. So the process starts itself again with an allocator (glibc's) that keeps what it has.
+get it anew, page by page: up to a millisecond a megabyte, which is not paid where the memory serves one computation
+after the other. So the process starts itself again with an allocator (glibc's) that keeps what it has, but for
+``pretrain``, where all loops keep their memory as the trainer does.
 """
 
 import os
@@ -11,6 +12,7 @@ import sys
 import tyro
 
 from experiments.benchmarks import losses, optimizers, pretrain, weights
+from experiments.harness.memory import keep_memory
 
 BENCHMARKS = {
     "losses": losses.main,
@@ -31,6 +33,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if not KEEP_MEMORY.items() <= os.environ.items():
+    if sys.argv[1:2] == ["pretrain"]:
+        keep_memory()
+    elif not KEEP_MEMORY.items() <= os.environ.items():
         os.execve(sys.executable, sys.orig_argv, os.environ | KEEP_MEMORY)
     sys.exit(main())

@@ -8,7 +8,9 @@ one jitted step that returns the loss, which nobody looks at. The trainer reads 
 watches for spikes and writes its journal. Model-FLOPs utilisation counts what the model needs, not what rematerialised
 layers do twice, against the speed of a large product of matrices in the same precision, measured here too. Peak memory
 is that of a step, as XLA has laid it out: parameters, optimizer state, batch and all that is computed on the way. All
-run on one device. Where PyTorch happens to be installed its loop is in the table, with the same model and `AdamW`.
+run on one device; on a CPU all keep their memory from step to step, as the trainer does (see
+:func:`experiments.harness.memory.keep_memory`), without which the minimal loop takes half as long again or more. Where
+PyTorch happens to be installed its loop is in the table, with the same model and `AdamW`.
 """
 
 import dataclasses
