@@ -108,5 +108,5 @@ def excess_aurc(confidence: Float[Array, "*batch"], correct: Bool[Array, "*batch
     """
     wrong = ~jnp.asarray(correct)
     count = jnp.arange(1, wrong.size + 1)
-    best = jnp.mean(jnp.maximum(count - wrong.size + jnp.sum(wrong), 0) / count)
+    best = jnp.mean(at_least_float32(jnp.maximum(count - wrong.size + jnp.sum(wrong), 0)) / count)
     return aurc(confidence, correct) - best

@@ -140,7 +140,7 @@ def probability_of_improvement(x: Float[Array, "runs_x tasks"], y: Float[Array, 
         arXiv 2108.13264.
     """
     x, y = x[:, None], y[None]
-    wins = jnp.where(x == y, 0.5, jnp.where(x > y, 1.0, 0.0))
+    wins = at_least_float32(x > y) + 0.5 * (x == y)
     return jnp.mean(jnp.where(jnp.isnan(x) | jnp.isnan(y), jnp.nan, wins))
 
 
@@ -164,14 +164,15 @@ def performance_profile(
         average: whether the mean score of each task is compared, not every run.
 
     Returns:
-        The share above each threshold, not increasing in ``tau``.
+        The share above each threshold, not increasing in ``tau``; NaN if a score is.
 
     References:
         Agarwal et al., *Deep Reinforcement Learning at the Edge of the Statistical Precipice*, NeurIPS 2021,
         arXiv 2108.13264.
     """
     scores = jnp.mean(at_least_float32(scores), axis=0) if average else at_least_float32(scores)
-    return jnp.mean(scores.reshape(-1, 1) > taus, axis=0)
+    scores = scores.reshape(-1, 1)
+    return jnp.mean(jnp.where(jnp.isnan(scores), jnp.nan, at_least_float32(scores > taus)), axis=0)
 
 
 @checked

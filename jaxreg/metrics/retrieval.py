@@ -1,5 +1,7 @@
 """Retrieval across models: whether a new model's queries find their like among features that old models stored."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -25,7 +27,7 @@ def compatibility_matrix(
         gallery_labels: classes of these.
 
     Returns:
-        ``M``, with the model of the queries in the rows and that of the gallery in the columns.
+        ``M``, with the model of the queries in the rows and that of the gallery in the columns; NaN where a feature is.
 
     References:
         Biondi et al., *Stationary Representations: Optimally Approximating Compatibility and Implications for
@@ -36,7 +38,9 @@ def compatibility_matrix(
 
     def accuracy(query, stored):
         # The query's own length does not change which is nearest.
-        return jnp.mean(gallery_labels[jnp.argmax(query @ stored.T, axis=-1)] == query_labels)
+        similarity = query @ stored.T
+        found = gallery_labels[jnp.argmax(similarity, axis=-1)] == query_labels
+        return jnp.mean(_unless_nan(found, jnp.max(similarity, axis=-1)))
 
     return jax.vmap(lambda query: jax.vmap(lambda stored: accuracy(query, stored))(gallery))(at_least_float32(queries))
 
@@ -51,14 +55,15 @@ def average_compatibility(matrix: Float[Array, "models models"]) -> Float[Array,
         matrix: ``M`` of at least two models, from :func:`compatibility_matrix`. Ties do not count as compatible.
 
     Returns:
-        AC, in [0, 1].
+        AC, in [0, 1]; NaN if one of the accuracies it compares is.
 
     References:
         Biondi et al., *Stationary Representations: Optimally Approximating Compatibility and Implications for
         Improved Model Replacements*, CVPR 2024, arXiv 2405.02581.
     """
-    newer = _newer(matrix.shape[0])
-    return jnp.sum(newer & (matrix > jnp.diagonal(matrix))) / jnp.maximum(jnp.sum(newer), 1)
+    newer, own = _newer(matrix.shape[0]), jnp.diagonal(matrix)
+    finds_more = _unless_nan(matrix > own, matrix, own)
+    return jnp.sum(finds_more, where=newer) / jnp.maximum(jnp.sum(newer), 1)
 
 
 @checked
@@ -77,7 +82,7 @@ def average_accuracy(matrix: Float[Array, "models models"]) -> Float[Array, ""]:
         Biondi et al., *Stationary Representations: Optimally Approximating Compatibility and Implications for
         Improved Model Replacements*, CVPR 2024, arXiv 2405.02581.
     """
-    return jnp.mean(matrix, where=~_newer(matrix.shape[0]).T)
+    return jnp.mean(at_least_float32(matrix), where=~_newer(matrix.shape[0]).T)
 
 
 @checked
@@ -97,7 +102,7 @@ def compatible_pairs(
         labels: classes ``y``.
 
     Returns:
-        The share, in [0, 1]; NaN for a single example.
+        The share, in [0, 1]; NaN for a single example, or if a feature is.
 
     References:
         Biondi et al., *Stationary Representations: Optimally Approximating Compatibility and Implications for
@@ -107,7 +112,12 @@ def compatible_pairs(
     new, old, labels = _unit(feat_new), _unit(feat_old), jnp.asarray(labels)
     closer, before = new @ old.T, old @ old.T
     met = jnp.where(labels[:, None] == labels, closer >= before, closer <= before)
-    return jnp.mean(met, where=~jnp.eye(len(labels), dtype=bool))
+    return jnp.mean(_unless_nan(met, closer, before), where=~jnp.eye(len(labels), dtype=bool))
+
+
+def _unless_nan(outcome, *compared):
+    """The outcome of a comparison, 0 or 1, or NaN where one of the two is."""
+    return jnp.where(functools.reduce(jnp.logical_or, map(jnp.isnan, compared)), jnp.nan, outcome.astype(jnp.float32))
 
 
 def _newer(models):

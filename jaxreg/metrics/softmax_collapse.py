@@ -45,7 +45,7 @@ def collapse_fraction(
     wrong = jnp.arange(z.shape[-1]) != labels[..., None]
     rest = jax.nn.logsumexp(gaps, axis=-1, where=wrong)
     collapsed = rest <= jnp.log(float(precision.eps) / 2)
-    return jnp.mean(jnp.where(jnp.isnan(rest), jnp.nan, collapsed))
+    return jnp.mean(jnp.where(jnp.isnan(rest), jnp.nan, at_least_float32(collapsed)))
 
 
 @checked

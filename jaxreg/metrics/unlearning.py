@@ -4,6 +4,7 @@ Unlearning is judged by models retrained without the data to be forgotten: by ac
 (SalUn), or by the distribution of every example's margin over models of different seeds (KLoM).
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -67,10 +68,14 @@ def membership_inference_efficacy(
     retain, test = jnp.sort(at_least_float32(retain_scores)), jnp.sort(at_least_float32(test_scores))
     candidates = jnp.sort(jnp.concatenate([jnp.full([1], -jnp.inf, retain.dtype), retain, test]))
 
-    def share_below(scores):
-        return jnp.searchsorted(scores, candidates, side="left") / scores.shape[0]
+    def below(scores):
+        return jnp.searchsorted(scores, candidates, side="left")
 
-    threshold = candidates[jnp.argmax(share_below(test) - share_below(retain))]
+    # Balanced accuracies over their common denominator, as long as int32 holds it: rounded, equal ones would differ.
+    common = math.lcm(len(retain), len(test))
+    whole = common < 2**31
+    weights = [common // len(scores) if whole else 1 / len(scores) for scores in (test, retain)]
+    threshold = candidates[jnp.argmax(below(test) * weights[0] - below(retain) * weights[1])]
     unknown = [jnp.any(jnp.isnan(scores)) for scores in (retain, test, forget_scores)]
     return jnp.where(jnp.any(jnp.stack(unknown)), jnp.nan, jnp.mean(forget_scores < threshold))
 

@@ -33,7 +33,7 @@ def distance_from_init(params: PyTree, init: PyTree) -> Float[Array, ""]:
     squares = jax.tree.map(
         lambda w, start: jnp.sum(jnp.square(at_least_float32(w) - at_least_float32(start))), params, init
     )
-    return jnp.sqrt(sum(jax.tree.leaves(squares), start=jnp.zeros([])))
+    return jnp.sqrt(sum(jax.tree.leaves(squares), start=jnp.zeros([], jnp.float32)))
 
 
 class UltraSlowFit(NamedTuple):
