@@ -73,8 +73,8 @@ class Loss(NamedTuple):
 
 def _beside_a_table(logits, given):
     """Cross-entropy, while the examples' rows of a table are read, scaled and written: what any loss pays for one."""
-    rows = given.state.at[given.index].multiply(0.7, unique_indices=True)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, given.labels), rows
+    table = given.state.at[given.index].multiply(0.7, unique_indices=True)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, given.labels), table
 
 
 LOSSES: Mapping[str, Loss] = {

@@ -29,5 +29,7 @@ def keep_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # TypeError is Windows'
         return False
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
-    return all(mallopt(option, value) for option, value in ((_TRIM_THRESHOLD, -1), (_MMAP_MAX, 0)))
+    kept = all(mallopt(option, value) for option, value in ((_TRIM_THRESHOLD, -1), (_MMAP_MAX, 0)))
+    if kept:
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
+    return kept

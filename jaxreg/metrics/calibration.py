@@ -8,6 +8,7 @@ least confident examples leaves fewer errors. A model can be good at one and bad
 import jax
 import jax.numpy as jnp
 
+from jaxreg.nans import unless_nan
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Bool, Float, Int, checked
 from jaxreg.validation import check_range
@@ -85,7 +86,7 @@ def aurc(confidence: Float[Array, "*batch"], correct: Bool[Array, "*batch"]) -> 
     # In a random order within a run of equal confidences, errors accrue linearly on average.
     count = jnp.arange(1, len(descending) + 1)
     accrued = errors[start] + (count - start) * (errors[stop] - errors[start]) / (stop - start)
-    return jnp.where(jnp.any(jnp.isnan(descending)), jnp.nan, jnp.mean(accrued / count))
+    return unless_nan(jnp.mean(accrued / count), jnp.max(descending, initial=-jnp.inf))
 
 
 @checked

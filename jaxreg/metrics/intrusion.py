@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxreg.nans import unless_nan
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, Int, ScalarLike, checked
 from jaxreg.validation import check_range
@@ -58,8 +59,7 @@ def intrusion_rate(
         distances = jnp.linalg.norm(y - point, axis=-1)
         nearest = jnp.argmin(distances)
         distance, given = distances[nearest], target[jnp.asarray(labels)[nearest]]
-        unknown = jnp.isnan(distance) | jnp.isnan(given)
-        return jnp.where(unknown, jnp.nan, (distance <= radius) & (given < share))
+        return unless_nan((distance <= radius) & (given < share), distance, given)
 
     # One mixture at a time: differences of all pairs would not fit into memory.
     return jnp.mean(jax.lax.map(intrudes, (x, mixed_targets)))

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxreg.nans import unless_nan
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, PRNGKeyArray, PyTree, ScalarLike, Shaped, checked
 from jaxreg.validation import check_range
@@ -55,7 +56,7 @@ def iqm(scores: Float[Array, "runs tasks"]) -> Float[Array, ""]:
     ordered = jnp.sort(at_least_float32(scores).reshape(-1))
     cut = ordered.size // 4
     # NaN sorts last, where trimming would discard it like an excellent score.
-    return jnp.where(jnp.isnan(ordered[-1]), jnp.nan, jnp.mean(ordered[cut : ordered.size - cut]))
+    return unless_nan(jnp.mean(ordered[cut : ordered.size - cut]), ordered[-1])
 
 
 @checked
@@ -141,7 +142,7 @@ def probability_of_improvement(x: Float[Array, "runs_x tasks"], y: Float[Array, 
     """
     x, y = x[:, None], y[None]
     wins = at_least_float32(x > y) + 0.5 * (x == y)
-    return jnp.mean(jnp.where(jnp.isnan(x) | jnp.isnan(y), jnp.nan, wins))
+    return jnp.mean(unless_nan(wins, x, y))
 
 
 @checked
@@ -172,7 +173,7 @@ def performance_profile(
     """
     scores = jnp.mean(at_least_float32(scores), axis=0) if average else at_least_float32(scores)
     scores = scores.reshape(-1, 1)
-    return jnp.mean(jnp.where(jnp.isnan(scores), jnp.nan, at_least_float32(scores > taus)), axis=0)
+    return jnp.mean(unless_nan(scores > taus, scores), axis=0)
 
 
 @checked
@@ -266,7 +267,7 @@ def interval(samples: Float[Array, "reps *shape"], *, level: ScalarLike = 0.95) 
     # Not jnp.quantile, whose weighted sum of equal neighbours can differ from them by rounding, or be NaN if infinite.
     def between(start, end):
         step = jnp.where(start == end, 0.0, end - start)
-        return jnp.where(jnp.isnan(ordered[-1]), jnp.nan, start + (position - inner) * step)
+        return unless_nan(start + (position - inner) * step, ordered[-1])
 
     outer = jnp.minimum(inner + 1, last)
     return Interval(between(ordered[inner], ordered[outer]), between(ordered[last - inner], ordered[last - outer]))

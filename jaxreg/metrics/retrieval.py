@@ -1,10 +1,9 @@
 """Retrieval across models: whether a new model's queries find their like among features that old models stored."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
+from jaxreg.nans import unless_nan
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, Int, checked
 
@@ -40,7 +39,7 @@ def compatibility_matrix(
         # The query's own length does not change which is nearest.
         similarity = query @ stored.T
         found = gallery_labels[jnp.argmax(similarity, axis=-1)] == query_labels
-        return jnp.mean(_unless_nan(found, jnp.max(similarity, axis=-1)))
+        return jnp.mean(unless_nan(found, jnp.max(similarity, axis=-1)))
 
     return jax.vmap(lambda query: jax.vmap(lambda stored: accuracy(query, stored))(gallery))(at_least_float32(queries))
 
@@ -62,7 +61,7 @@ def average_compatibility(matrix: Float[Array, "models models"]) -> Float[Array,
         Improved Model Replacements*, CVPR 2024, arXiv 2405.02581.
     """
     newer, own = _newer(matrix.shape[0]), jnp.diagonal(matrix)
-    finds_more = _unless_nan(matrix > own, matrix, own)
+    finds_more = unless_nan(matrix > own, matrix, own)
     return jnp.sum(finds_more, where=newer) / jnp.maximum(jnp.sum(newer), 1)
 
 
@@ -112,12 +111,7 @@ def compatible_pairs(
     new, old, labels = _unit(feat_new), _unit(feat_old), jnp.asarray(labels)
     closer, before = new @ old.T, old @ old.T
     met = jnp.where(labels[:, None] == labels, closer >= before, closer <= before)
-    return jnp.mean(_unless_nan(met, closer, before), where=~jnp.eye(len(labels), dtype=bool))
-
-
-def _unless_nan(outcome, *compared):
-    """The outcome of a comparison, 0 or 1, or NaN where one of the two is."""
-    return jnp.where(functools.reduce(jnp.logical_or, map(jnp.isnan, compared)), jnp.nan, outcome.astype(jnp.float32))
+    return jnp.mean(unless_nan(met, closer, before), where=~jnp.eye(len(labels), dtype=bool))
 
 
 def _newer(models):

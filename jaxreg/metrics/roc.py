@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from jaxreg.nans import unless_nan
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Bool, Float, checked
 
@@ -44,4 +45,4 @@ def auroc(
     below = negatives_below[jnp.searchsorted(ordered, scores, side="left")]
     not_above = negatives_below[jnp.searchsorted(ordered, scores, side="right")]
     area = jnp.mean(0.5 * (below + not_above) / negatives_below[-1], where=positives & counted)
-    return jnp.where(jnp.any(jnp.isnan(scores) & counted), jnp.nan, area).astype(scores.dtype)
+    return unless_nan(area, jnp.max(scores, initial=-jnp.inf, where=counted)).astype(scores.dtype)

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from jaxreg.axes import at_labels
 from jaxreg.metrics.memorization import early_learning_alignment
+from jaxreg.nans import unless_nan
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, Int, PyTree, checked
 
@@ -45,7 +46,7 @@ def collapse_fraction(
     wrong = jnp.arange(z.shape[-1]) != labels[..., None]
     rest = jax.nn.logsumexp(gaps, axis=-1, where=wrong)
     collapsed = rest <= jnp.log(float(precision.eps) / 2)
-    return jnp.mean(jnp.where(jnp.isnan(rest), jnp.nan, at_least_float32(collapsed)))
+    return jnp.mean(unless_nan(collapsed, rest))
 
 
 @checked

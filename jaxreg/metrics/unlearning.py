@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxreg.nans import unless_nan
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, Int, PyTree, ScalarLike, checked
 from jaxreg.validation import check_range
@@ -68,16 +69,16 @@ def membership_inference_efficacy(
     retain, test = jnp.sort(at_least_float32(retain_scores)), jnp.sort(at_least_float32(test_scores))
     candidates = jnp.sort(jnp.concatenate([jnp.full([1], -jnp.inf, retain.dtype), retain, test]))
 
-    def below(scores):
-        return jnp.searchsorted(scores, candidates, side="left")
-
-    # Balanced accuracies over their common denominator, as long as int32 holds it: rounded, equal ones would differ.
     common = math.lcm(len(retain), len(test))
-    whole = common < 2**31
-    weights = [common // len(scores) if whole else 1 / len(scores) for scores in (test, retain)]
-    threshold = candidates[jnp.argmax(below(test) * weights[0] - below(retain) * weights[1])]
-    unknown = [jnp.any(jnp.isnan(scores)) for scores in (retain, test, forget_scores)]
-    return jnp.where(jnp.any(jnp.stack(unknown)), jnp.nan, jnp.mean(forget_scores < threshold))
+
+    def share_below(scores):
+        count = jnp.searchsorted(scores, candidates, side="left")
+        # Over the common denominator, as long as int32 holds it: rounded, equal differences would not be equal.
+        return count * (common // len(scores)) if 0 < common < 2**31 else count / len(scores)
+
+    threshold = candidates[jnp.argmax(share_below(test) - share_below(retain))]
+    largest = [jnp.max(scores, initial=-jnp.inf) for scores in (retain, test, forget_scores)]
+    return unless_nan(jnp.mean(forget_scores < threshold), *largest)
 
 
 class UnlearningMetrics(NamedTuple):
@@ -201,4 +202,4 @@ def klom(
     q = q / jnp.sum(q, axis=-1, keepdims=True)
     terms = jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p / jnp.where(p > 0, q, 1.0), 1.0)), 0.0)
     # NaN is in no bin: without margins there would be no divergence.
-    return jnp.where(jnp.isnan(low), jnp.nan, jnp.sum(terms, axis=-1))
+    return unless_nan(jnp.sum(terms, axis=-1), low)

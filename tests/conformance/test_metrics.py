@@ -123,10 +123,6 @@ def call(name: str) -> tuple[Callable, tuple[Any, ...]]:
     return measure, case.measured
 
 
-def leaves(result) -> list[Any]:
-    return jax.tree.leaves(result)
-
-
 def test_every_public_function_is_covered():
     functions = {name for name in metrics.__all__ if inspect.isfunction(getattr(metrics, name))}
     assert functions == CASES.keys() | NUMBERS_OR_COUNTS | OF_FUNCTIONS | OTHERS
@@ -135,7 +131,9 @@ def test_every_public_function_is_covered():
 @pytest.mark.parametrize("name", CASES)
 def test_jit_agrees_and_is_finite(name):
     measure, measured = call(name)
-    for jitted, eager in zip(leaves(jax.jit(measure)(*measured)), leaves(measure(*measured)), strict=True):
+    for jitted, eager in zip(
+        jax.tree.leaves(jax.jit(measure)(*measured)), jax.tree.leaves(measure(*measured)), strict=True
+    ):
         assert np.isfinite(eager).all()
         np.testing.assert_allclose(jitted, eager, rtol=2e-5, atol=2e-6)
 
@@ -147,7 +145,7 @@ def test_vmap_agrees(name):
     together = jax.jit(jax.vmap(measure))(*pairs)
     for i in range(2):
         alone = jax.jit(measure)(*(pair[i] for pair in pairs))
-        for part, whole in zip(leaves(alone), leaves(together), strict=True):
+        for part, whole in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
             np.testing.assert_allclose(whole[i], part, rtol=1e-4, atol=1e-5)
 
 
@@ -160,7 +158,7 @@ def test_what_is_no_number_gives_none(name):
             continue
         broken = array.copy()
         broken.flat[array.size // 2] = np.nan
-        results = leaves(measure(*measured[:position], broken, *measured[position + 1 :]))
+        results = jax.tree.leaves(measure(*measured[:position], broken, *measured[position + 1 :]))
         assert any(np.isnan(result).any() for result in results)
 
 
@@ -169,7 +167,7 @@ def test_what_is_no_number_gives_none(name):
 def test_half_precision_is_measured_in_float32(name, dtype):
     measure, measured = call(name)
     rounded = [jnp.asarray(array, dtype) for array in measured]
-    results = leaves(jax.eval_shape(measure, *rounded))
+    results = jax.tree.leaves(jax.eval_shape(measure, *rounded))
     assert all(result.dtype in (jnp.float32, jnp.int32, jnp.bool_) for result in results)
 
 
@@ -177,5 +175,5 @@ def test_half_precision_is_measured_in_float32(name, dtype):
 def test_float32_stays_so_in_float64_mode(name):
     measure, measured = call(name)
     with jax.enable_x64(True):
-        results = leaves(jax.eval_shape(measure, *measured))
+        results = jax.tree.leaves(jax.eval_shape(measure, *measured))
     assert all(result.dtype != jnp.float64 for result in results)
