@@ -39,7 +39,10 @@ def leaf_sums(
 @checked
 def largest_magnitude(array: Float[Array, "*shape"]) -> Float[Array, ""]:
     """The largest magnitude of a leaf's entries, 0 if there are none; in parts, as :func:`leaf_sums`."""
-    largest = functools.partial(jnp.max, initial=0.0)
+
+    def largest(sizes, axes):
+        return jax.lax.reduce(sizes, jnp.zeros([], sizes.dtype), jax.lax.max, axes)
+
     return _reduced(lambda part: (jnp.abs(part),), [array], jnp.maximum, largest, None)[0]
 
 
@@ -59,24 +62,24 @@ def _reduced(terms, arrays, combine, reduce, keep_axis):
         return at_once(*arrays)
 
     def in_parts(*arrays):
-        axes, axis, count = summed, longest, CHANNEL_PARTS
+        axes, axis, least = summed, longest, CHANNEL_PARTS
         if keep_axis is None:
-            arrays, axes, axis, count = [jnp.ravel(array) for array in arrays], (0,), 0, PARTS
-        length = arrays[0].shape[axis] // count
+            arrays, axes, axis, least = [jnp.ravel(array) for array in arrays], (0,), 0, PARTS
+        length = arrays[0].shape[axis]
+        count = next((n for n in range(least, 2 * least) if length % n == 0), least)
+        size = length // count
 
-        def part(start, stop):
-            return terms(*(jax.lax.slice_in_dim(array, start, stop, axis=axis) for array in arrays))
+        def combined(term):
+            def part(start, stop):
+                return jax.lax.slice_in_dim(term, start, stop, axis=axis)
 
-        parts = [part(i * length, (i + 1) * length) for i in range(count)]
-        # Where sums are left to a library of vector operations, XLA would hand it the additions as well, and store
-        # what they add. This operation, which does nothing, is none of the library's.
-        folded = (
-            jax.lax.clamp(-jnp.inf, functools.reduce(combine, same), jnp.inf) for same in zip(*parts, strict=True)
-        )
-        reduced = tuple(reduce(term, axes) for term in folded)
-        if rest := arrays[0].shape[axis] - count * length:
-            last = (reduce(term, axes) for term in part(count * length, count * length + rest))
-            reduced = tuple(map(combine, reduced, last))
-        return reduced
+            folded = functools.reduce(combine, [part(i * size, (i + 1) * size) for i in range(count)])
+            # Where sums are left to a library of vector operations, XLA would hand it the additions as well, and store
+            # what they add. This operation, which does nothing, is none of the library's.
+            reduced = reduce(jax.lax.clamp(-jnp.inf, folded, jnp.inf), axes)
+            rest = count * size
+            return reduced if rest == length else combine(reduced, reduce(part(rest, length), axes))
+
+        return tuple(map(combined, terms(*arrays)))
 
     return jax.lax.platform_dependent(*arrays, cpu=in_parts, default=at_once)

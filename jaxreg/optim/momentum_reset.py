@@ -38,8 +38,8 @@ def warmup_after_reset(steps_since_reset: ScalarLike, *, warmup_steps: ScalarLik
     """
     check_range("warmup_steps", warmup_steps, "[0, inf)")
     s = jnp.asarray(steps_since_reset)
-    ramp = 1.0 - 0.99 * 0.5 * (1.0 + jnp.cos(jnp.pi * s / (warmup_steps + 1.0)))
-    return jnp.where(s < warmup_steps, ramp, 1.0)
+    cosine = jnp.where(s < warmup_steps, jnp.cos(jnp.pi * s / (warmup_steps + 1.0)), -1.0)
+    return (101.0 - 99.0 * cosine) / 200.0  # a division is not computed once more wherever the factor is used
 
 
 class MomentumResetState(NamedTuple):
@@ -95,6 +95,7 @@ def momentum_reset(
     """
     check_range("reset_every", reset_every, "[1, inf)")
     check_range("warmup_steps", warmup_steps, "[0, inf)")
+    no_warmup = isinstance(warmup_steps, int | float) and warmup_steps == 0
     inner = optax.with_extra_args_support(inner)
 
     def init(params):
@@ -102,10 +103,10 @@ def momentum_reset(
 
     def update(updates, state, params=None, **extra_args):
         count = optax.safe_increment(state.count)
-        since = count % reset_every
+        since = jnp.fmod(count, reset_every)
 
         def forget(leaf):
-            return jnp.where(since == 0, jnp.zeros_like(leaf), leaf)
+            return jax.lax.select(since == 0, jnp.zeros_like(leaf), leaf)
 
         def forget_count(leaf):
             is_count = jnp.ndim(leaf) == 0 and jnp.issubdtype(leaf.dtype, jnp.integer)
@@ -122,7 +123,10 @@ def momentum_reset(
                 lambda path, leaf: forget(leaf) if within_field(path, moments) else leaf, inner_state
             )
         updates, inner_state = inner.update(updates, inner_state, params, **extra_args)
-        factor = jnp.where(count < reset_every, 1.0, warmup_after_reset(since, warmup_steps=warmup_steps))
+        if no_warmup:
+            return updates, MomentumResetState(count, inner_state)
+        since = jnp.where(count < reset_every, warmup_steps, since)
+        factor = warmup_after_reset(since, warmup_steps=warmup_steps)
         updates = jax.tree.map(lambda u: (factor * u).astype(u.dtype), updates)
         return updates, MomentumResetState(count, inner_state)
 

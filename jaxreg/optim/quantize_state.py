@@ -249,10 +249,14 @@ def _largest(blocks):
 
 
 def _tiles(shape, block_size):
-    """How many tiles each axis is cut in, evenly, and their length; ``block_size`` entries at most in all."""
+    """How many tiles each axis is cut in, evenly, and their length; ``block_size`` entries at most in all.
+
+    They fill the axis exactly where tiles of more than half the length can: else it would have to be copied, longer.
+    """
     tiles, room = [], block_size
     for length in reversed(shape):
-        count = -(-length // min(length, room))
+        least = -(-length // min(length, room))
+        count = next((count for count in range(least, 2 * least) if length % count == 0), least)
         tiles.append((count, -(-length // count)))
         room //= tiles[-1][1]
     return tiles[::-1]

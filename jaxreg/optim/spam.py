@@ -170,7 +170,7 @@ def scale_by_spam(
     def update(updates, state, params=None):
         del params
         n = optax.safe_increment(state.count)
-        since = n % reset_every
+        since = jnp.fmod(n, reset_every)
         reset = since == 0
         gradients, chosen = updates, state.chosen
         if density is not None:
@@ -178,21 +178,21 @@ def scale_by_spam(
             gradients = take(updates, chosen)
 
         def forget(moment):
-            return jnp.where(reset, 0.0, moment)
+            return jax.lax.select(reset, jnp.zeros_like(moment), moment)
 
         mu, nu = jax.tree.map(forget, state.mu), jax.tree.map(forget, state.nu)
         gradients = jax.tree.map(lambda g, v: g.astype(v.dtype), gradients, nu)
         clipping = (n >= grace_steps) & (since >= grace_steps)
-        theta = jnp.where(clipping, threshold, jnp.inf)
+        theta = threshold / clipping
         # g^2 > theta v holds for the old v exactly where g^2 > kappa v' holds for the new one, and there the two bounds
         # are equal. Asking v' for m's clipping leaves XLA free to write v' over v: no copy, no pass over memory for it.
-        kappa = jnp.where(clipping, threshold / (b2 + (1 - b2) * threshold), jnp.inf)
+        kappa = threshold / ((b2 + (1 - b2) * threshold) * clipping)
         nu = jax.tree.map(lambda g, v: b2 * v + (1 - b2) * _clip_square(g, theta * v), gradients, nu)
         mu = jax.tree.map(lambda g, m, v: b1 * m + (1 - b1) * _clip(g, kappa * v), gradients, mu, nu)
 
         age = jnp.where(bias_correction_after_reset & (n >= reset_every), since + 1, n)
         factor = jnp.where(n < reset_every, 1.0, warmup_after_reset(since, warmup_steps=warmup_steps))
-        factor *= jnp.sqrt(1 - b2**age) / (1 - b1**age)
+        factor = factor * jnp.sqrt(1 - b2**age) / (1 - b1**age)
         directions = jax.tree.map(lambda m, v: factor * m / (jnp.sqrt(v) + eps), mu, nu)
         if density is not None:
             directions = put(directions, chosen, updates)
@@ -281,10 +281,11 @@ def spam(
 
 
 def _clip(gradient, largest_square):
-    return jnp.where(jnp.square(gradient) > largest_square, jnp.sign(gradient) * jnp.sqrt(largest_square), gradient)
+    clipped = jnp.sign(gradient) * jnp.sqrt(largest_square)
+    return jax.lax.select(gradient * gradient > largest_square, clipped, gradient)
 
 
 def _clip_square(gradient, largest_square):
     """The square of the clipped gradient, without a root: XLA would rather store that for all than take it twice."""
-    square = jnp.square(gradient)
-    return jnp.where(square > largest_square, largest_square, square)
+    square = gradient * gradient
+    return jax.lax.select(square > largest_square, largest_square, square)

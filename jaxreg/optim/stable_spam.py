@@ -71,10 +71,10 @@ def adaptive_spike_clip(
         Huang et al., *Stable-SPAM: How to Train in 4-Bit More Stably than 16-Bit Adam*, arXiv 2502.17055.
     """
     check_range("gamma3", gamma3, "[0, 1)")
-    gamma3 = jnp.asarray(gamma3, jnp.float32)
+    rate = 1 - jnp.asarray(gamma3, jnp.float32)
     now = jnp.max(jnp.abs(gradient), initial=0.0)
-    largest = _towards(state.largest, now, gamma3)
-    bound, shrink = _limits(largest, _weight(gamma3, count), now)
+    largest = _towards(state.largest, now, rate)
+    bound, shrink = _limits(largest, _weight(rate, count), now)
     return _clip_spikes(gradient, bound, shrink), SpikeClipState(largest)
 
 
@@ -117,10 +117,10 @@ def adaptive_grad_norm(
     check_range("gamma1", gamma1, "[0, 1)")
     check_range("gamma2", gamma2, "[0, 1)")
     check_range("eps", eps, "[0, inf)")
-    gamma1, gamma2 = jnp.asarray(gamma1, jnp.float32), jnp.asarray(gamma2, jnp.float32)
+    rate1, rate2 = (1 - jnp.asarray(gamma, jnp.float32) for gamma in (gamma1, gamma2))
     squared = jnp.sum(jnp.square(gradient))
-    state = GradNormState(_towards(state.norm, jnp.sqrt(squared), gamma1), _towards(state.square, squared, gamma2))
-    scale = _usual_over_now(state.norm / _weight(gamma1, count), state.square / _weight(gamma2, count), squared, eps)
+    state = GradNormState(_towards(state.norm, jnp.sqrt(squared), rate1), _towards(state.square, squared, rate2))
+    scale = _usual_over_now(state.norm / _weight(rate1, count), state.square / _weight(rate2, count), squared, eps)
     return scale * gradient, state
 
 
@@ -217,10 +217,10 @@ def scale_by_stable_spam(
         # On the step of a reset Adam's count is still the old one.
         count = jnp.where(shared_counter, state.adam.inner_state.count + 1, t)
 
-        decays = jnp.stack([jnp.asarray(decay, jnp.float32) for decay in (gamma3, gamma1 * factor, gamma2)])
-        weights = _weight(decays, count)
+        rates = [1 - jnp.asarray(gamma, jnp.float32) for gamma in (gamma3, gamma1 * factor, gamma2)]
+        weights = [_weight(rate, count) for rate in rates]
 
-        pairs = jax.tree.map(lambda leaf, kept: _steady(leaf, kept, decays, weights, eps), updates, state.statistics)
+        pairs = jax.tree.map(lambda leaf, kept: _steady(leaf, kept, rates, weights, eps), updates, state.statistics)
         gradients, statistics = (jax.tree.map(lambda _, pair, i=i: pair[i], updates, pairs) for i in range(2))
         directions, adam_state = adam(factor).update(gradients, state.adam)
         directions = optax.tree.cast_like(directions, updates)
@@ -305,44 +305,42 @@ def stable_spam(
 
 
 @jax.jit
-def _steady(leaf, statistics, decays, weights, eps):
-    """Both steps for one leaf; traced and lowered once for all leaves of a shape.
-
-    What XLA:CPU compiles, and a small leaf waits for, are kernels: the scalars between the passes over the leaf are
-    arranged so that there are three, for the limits, the statistics and the scale.
-    """
+def _steady(leaf, statistics, rates, weights, eps):
+    """Both steps for one leaf; traced and lowered once for all leaves of a shape."""
     leaf = at_least_float32(leaf)
     now = largest_magnitude(leaf)
-    bound, shrink = _limits(_towards(statistics[0], now, decays[0]), weights[0], now)
-    (squared,) = leaf_sums(lambda part: (jnp.square(_clip_spikes(part, bound, shrink)),), leaf)
-    statistics = _towards(statistics, jnp.stack([now, jnp.sqrt(squared), squared]), decays)
+    bound, shrink = _limits(_towards(statistics[0], now, rates[0]), weights[0], now)
+    (squared,) = leaf_sums(lambda part: (jax.lax.square(_clip_spikes(part, bound, shrink)),), leaf)
+    statistics = _towards(statistics, jnp.stack([now, jnp.sqrt(squared), squared]), jnp.stack(rates))
     scale = _usual_over_now(statistics[1] / weights[1], statistics[2] / weights[2], squared, eps)
     return scale * _clip_spikes(leaf, bound, shrink), statistics
 
 
-# The formulas of `adaptive_spike_clip` and `adaptive_grad_norm`. Decays are rounded to float32 before, so that
-# 1 - gamma and 1 - gamma^1 agree.
+# The formulas of `adaptive_spike_clip` and `adaptive_grad_norm`, with the rate 1 - gamma. Decays are rounded to float32
+# before, so that 1 - gamma and 1 - gamma^1 agree. What depends on a leaf is written with as few operations as can be:
+# XLA compiles them for every leaf. Scalars that a leaf is multiplied by come out of a division: what comes out of a
+# cheaper operation XLA:CPU would compute, and compile, once more in every kernel that reads it.
 
 
-def _towards(mean, now, gamma):
-    return gamma * mean + (1 - gamma) * now
+def _towards(mean, now, rate):
+    return mean + rate * (now - mean)
 
 
 def _limits(largest, weight, now):
-    """The bound, and the factor on what exceeds it, in one division."""
-    return largest / (weight * jnp.stack([1.0, jnp.where(now > 0, now, 1.0)]))
+    """The bound, and the factor on what exceeds it."""
+    bound = largest / weight
+    return bound, bound / jax.lax.select(now > 0, now, jnp.ones_like(now))
 
 
 def _clip_spikes(gradient, bound, shrink):
-    # Not by its absolute value: XLA would store that, for it has been needed already, to find the largest.
-    return jnp.where((gradient > bound) | (gradient < -bound), shrink * gradient, gradient)
+    return jax.lax.select(jnp.abs(gradient) > bound, shrink * gradient, gradient)
 
 
 def _usual_over_now(norm, square, squared, eps):
-    now = jnp.sqrt(jnp.where(squared > 0, squared, 1.0))
-    return jnp.where(squared > 0, norm / ((jnp.sqrt(square) + eps) * now), 1.0)
+    product = (jnp.sqrt(square) + eps) * jnp.sqrt(squared)
+    return norm / jax.lax.select(squared > 0, product, jnp.ones_like(squared))
 
 
-def _weight(gamma, count):
+def _weight(rate, count):
     """1 - gamma^count, the weight of all that a mean has seen; as a difference it would lose four digits at 0.999."""
-    return -jnp.expm1(count * jnp.log(gamma))
+    return -jnp.expm1(count * jnp.log1p(-rate))
