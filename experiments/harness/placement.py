@@ -47,7 +47,7 @@ class Placement(Protocol):
         """``copy -> result``, which every process gets, of a state or a part as :meth:`to_save` gives it."""
 
     def rows(self, rows: np.ndarray) -> Any:
-        """This process's rows of a batch, on the devices."""
+        """This process's rows of a batch, as what is compiled takes them."""
 
     def fetch(self, report: Packed) -> Any:
         """What a compiled step reports, as NumPy arrays."""
@@ -93,7 +93,7 @@ class OnMesh:
         return jax.jit(function, out_shardings=self._everywhere)
 
     def rows(self, rows: np.ndarray) -> Any:
-        # A call of a compiled function puts them where they belong, in less time.
+        # One process leaves it to the call to put them on its devices, which takes less time than to do so before.
         return rows if jax.process_count() == 1 else meshes.global_rows(self.mesh, rows)
 
     def fetch(self, report: Packed) -> Any:
