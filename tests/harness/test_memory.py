@@ -5,28 +5,31 @@ import sys
 
 from experiments.harness.memory import keep_memory
 
-STEPS = """
+STEPS = 20
+STORED = 2**26  # bytes a step
+
+SCRIPT = f"""
 import resource, sys
 from experiments.harness.memory import keep_memory
 kept = keep_memory() if sys.argv[1] == "keep" else False
 import jax, jax.numpy as jnp
 
 @jax.jit
-def step(x):
-    return jnp.sum(jnp.sort(jnp.stack([x, 2 * x]), axis=0))  # what is sorted is stored, 64 MB
+def step(index):
+    return jnp.sum(jnp.zeros([{STORED // 4}]).at[index].set(1.0))  # what is written to is stored
 
-x = jnp.ones([2**23])
+index = jnp.arange(8)
 for _ in range(5):
-    step(x).block_until_ready()
+    step(index).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
-    step(x).block_until_ready()
+for _ in range({STEPS}):
+    step(index).block_until_ready()
 print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
 def run(how):
-    done = subprocess.run([sys.executable, "-c", STEPS, how], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, check=True)
     kept, faults = done.stdout.split()
     return kept == "True", int(faults) * resource.getpagesize()
 
@@ -37,8 +40,10 @@ def test_a_step_finds_the_memory_of_the_one_before():
         assert not kept
         return
     assert kept
-    assert fresh < 2**23  # of five times 64 MB
-    assert run("leave")[1] > 4 * fresh
+    # A heap between whose blocks something small was put has to grow once more, which is no fault of the steps.
+    assert fresh <= STEPS / 5 * STORED
+    _, fresh = run("leave")
+    assert fresh >= STEPS * STORED
 
 
 def test_nothing_is_changed_where_there_is_an_accelerator(monkeypatch):
