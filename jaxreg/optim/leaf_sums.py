@@ -8,7 +8,9 @@ import jax.numpy as jnp
 
 from jaxreg.typing import Array, Float, checked
 
-PARTS, CHANNEL_PARTS = 6, 12  # of a leaf, and of one that keeps an axis: more of them, or fewer, take longer
+# Numbers of parts of a leaf, and of one that keeps an axis: fewer take longer, and more than 15 XLA does not put in one
+# loop. One that divides the length leaves no rest to sum.
+PARTS, CHANNEL_PARTS = range(6, 12), range(12, 16)
 LEAST, CHANNEL_LEAST = 2**14, 2**18  # entries; below there is nothing to gain, and more to compile
 
 
@@ -58,15 +60,15 @@ def _reduced(terms, arrays, combine, reduce, keep_axis):
     if on_a_mesh or not summed or arrays[0].size < (LEAST if keep_axis is None else CHANNEL_LEAST):
         return at_once(*arrays)
     longest = max(summed, key=lambda axis: shape[axis])
-    if keep_axis is not None and shape[longest] < CHANNEL_PARTS:
+    if keep_axis is not None and shape[longest] < CHANNEL_PARTS.start:
         return at_once(*arrays)
 
     def in_parts(*arrays):
-        axes, axis, least = summed, longest, CHANNEL_PARTS
+        axes, axis, counts = summed, longest, CHANNEL_PARTS
         if keep_axis is None:
-            arrays, axes, axis, least = [jnp.ravel(array) for array in arrays], (0,), 0, PARTS
+            arrays, axes, axis, counts = [jnp.ravel(array) for array in arrays], (0,), 0, PARTS
         length = arrays[0].shape[axis]
-        count = next((n for n in range(least, 2 * least) if length % n == 0), least)
+        count = next((n for n in counts if length % n == 0), counts.start)
         size = length // count
 
         def combined(term):
