@@ -12,7 +12,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 @pytest.mark.parametrize("path", sorted((ROOT / "colab").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebook(path, monkeypatch):
     monkeypatch.setenv("JAXREG_SHORT", "1")  # those that take long have a short mode
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # to compile takes longer here than to compute
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": ROOT}}

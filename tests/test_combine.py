@@ -19,9 +19,6 @@ ONE = DeviceSettings(devices=1)
 OPTIONS = dict(search_batches=1, report_batches=1, devices=1)
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "run"

@@ -39,7 +39,7 @@ def last_state(workdir):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_once(quick_compilation, tmp_path_factory):
+def compiled_once(tmp_path_factory):
     """Many runs here are of the same programs."""
     with compilation_cache(tmp_path_factory.mktemp("compiled")):
         yield

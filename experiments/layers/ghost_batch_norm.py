@@ -76,7 +76,7 @@ CLAIM = Claim(
     "updates as small batches take, large ones stay 0.4 points behind: at a tenth of the small batches' "
     "rate, for at larger ones they come to fit the wrong labels.",
     steps=60,
-    smoke_steps=20,
+    smoke_steps=4,
     seeds=16,
 )
 

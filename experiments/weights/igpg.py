@@ -42,9 +42,9 @@ WAYS = jnp.array(
 )
 ARCHITECTURES = (8, 2), (8, 8, 2)
 MEMBERS, SAMPLES, UNDESCRIBED = 24, 5, 0.1
-TRAIN, BATCH, RATE, ZOO_STEPS, FEW_STEPS = 1200, 64, 1e-2, 150, 10
+TRAIN, BATCH, RATE, FEW_STEPS = 1200, 64, 1e-2, 10
 CHUNK, TOKENS, CODES = 128, 2, 256
-TOKENIZER_STEPS, RESTARTS = 800, 8
+RESTARTS = 8  # of the tokenizer's codes
 
 CLAIM = Claim(
     slug="igpg",
@@ -83,6 +83,7 @@ CLAIM = Claim(
         Comparison("the initialization that the zoo starts from", baselines=("common_start",)),
     ),
     steps=800,
+    smoke_sizes={"zoo_steps": 2, "tokenizer_steps": RESTARTS},
     seeds=32,
     finding="The description decides what is generated, and as a start it is worth far more than ten steps. As it "
     "comes, a generated network is at 89% of a trained one: most of what is missing the tokenizer has lost already, "
@@ -96,7 +97,7 @@ def described(way, depth):
     return jnp.stack([2.0 * way - 1.0, jnp.where(jnp.arange(10) == depth, 1.0, 0.0)])
 
 
-def run(key, *, steps):
+def run(key, *, steps, zoo_steps=150, tokenizer_steps=800):
     """Trains a zoo, a tokenizer and a prior for ``steps``, and generates; the scores are test accuracies."""
     key_data, key_zoo, key_tokenizer, key_prior, key_sample, key_few = jax.random.split(key, 6)
     split = data.digits(key_data, train=TRAIN)
@@ -129,7 +130,7 @@ def run(key, *, steps):
         start = net.init(key_init, split.train_x[:1])
         keys = jax.random.split(key_fit, [len(WAYS), MEMBERS])
         starts.append(start)
-        zoo.append(over_members(functools.partial(fit, net, steps=ZOO_STEPS))(repeated(start, MEMBERS), WAYS, keys))
+        zoo.append(over_members(functools.partial(fit, net, steps=zoo_steps))(repeated(start, MEMBERS), WAYS, keys))
 
     rows, masks, scales = [], [], []
     for start, members in zip(starts, zoo, strict=True):
@@ -158,7 +159,7 @@ def run(key, *, steps):
             params,
             optax.adam(3e-3),
             tokenizer_loss,
-            steps=TOKENIZER_STEPS // RESTARTS,
+            steps=tokenizer_steps // RESTARTS,
             state=jnp.zeros([CODES]),
         )
         chosen = jax.random.randint(key_batch, [CODES], 0, len(all_rows))

@@ -48,8 +48,6 @@ SHARES = {
     "rescaled": lambda weight: (rescale_lambda(weight), rescale_lambda(1 - weight)),
 }
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CLASSES, FEATURES, BATCH = 3, 5, 4
 KEYS = jax.random.split(jax.random.key(0), 4)
 PARAMS = {"w": jax.random.normal(KEYS[0], [FEATURES, CLASSES]), "b": jnp.array([0.1, -0.2, 0.3])}

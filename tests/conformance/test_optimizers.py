@@ -28,8 +28,6 @@ from jaxtyping import TypeCheckError
 from jaxreg import optim
 from jaxreg.typing import ScalarLike, ScalarOrSchedule
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def units_of(params):
     """The units to prune: those of two leaves along their last axis, if the tree has them."""

@@ -55,7 +55,6 @@ def test_list_filters_by_family_and_words(capsys):
     assert "no family is called 'optimism'; there are" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_an_interrupted_run_keeps_what_was_finished_and_writes_nothing_else(tmp_path, capsys, monkeypatch):
     finished = []
 
@@ -106,7 +105,6 @@ def test_report_writes_the_document(tmp_path, capsys):
     assert (tmp_path / "RESULTS.md").read_text().startswith("# Measured claims")
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("slug", registry.entries())
 def test_every_claim_runs(slug, tmp_path):
     assert command_line.main(["run", slug, "--smoke", "--out", str(tmp_path)]) == 0

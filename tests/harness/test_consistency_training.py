@@ -15,9 +15,6 @@ from jaxreg.diffusion import consistency_sample
 ONE = DeviceSettings(devices=1)
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 def settings(objective="ict", *, data="ring", batch=16, network=None, **optimization):
     chosen = Settings()
     groups = {

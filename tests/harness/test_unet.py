@@ -8,10 +8,6 @@ from experiments.harness.unet import LAST_LAYER, UNet, UNetBlock
 X = jax.random.normal(jax.random.key(0), [3, 4, 8, 2])
 LEVEL = jnp.linspace(-1.0, 1.0, 3)
 
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 MODULE = UNet(8, (1, 2), 1, attention=(4,), head_width=4)
 
 
