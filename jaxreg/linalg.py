@@ -46,7 +46,7 @@ def unit_vectors(vectors: Float[Array, "*batch features"]) -> Float[Array, "*bat
         The unit vectors, at least float32.
     """
     vectors = at_least_float32(vectors)
-    largest = jnp.max(jnp.abs(vectors), axis=-1, keepdims=True)
+    largest = jnp.max(jnp.abs(vectors), axis=-1, keepdims=True, initial=0.0)
     scaled = vectors / jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1.0))
     squared = jnp.sum(jnp.square(scaled), axis=-1, keepdims=True)
     return scaled / jnp.sqrt(jnp.where(squared > 0, squared, 1.0))
@@ -129,7 +129,7 @@ def _eigh(matrix):
 def _eigh_jvp(primals, tangents):
     (matrix,), (change,) = primals, tangents
     eigenvalues, vectors = _eigh(matrix)
-    inside = vectors.T @ (0.5 * (change + change.T)) @ vectors
+    inside = matmul(matmul(vectors.T, 0.5 * (change + change.T)), vectors)
     gaps = eigenvalues - eigenvalues[:, None]
     turn = jnp.where(gaps == 0, 0.0, inside / jnp.where(gaps == 0, 1.0, gaps))
-    return (eigenvalues, vectors), (jnp.diag(inside), vectors @ turn)
+    return (eigenvalues, vectors), (jnp.diag(inside), matmul(vectors, turn))

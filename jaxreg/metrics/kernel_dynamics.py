@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxreg.linalg import matmul
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, PyTree, ScalarLike, checked
 from jaxreg.validation import check_range
@@ -32,7 +33,7 @@ def tangent_kernel(
     """
     jacobian = jax.vmap(lambda x: jax.jacrev(lambda params: apply_fn(params, x[None])[0])(params))(inputs)
     rows = [at_least_float32(leaf).reshape(len(inputs), -1) for leaf in jax.tree.leaves(jacobian)]
-    return sum(row @ row.T for row in rows)
+    return sum(matmul(row, row.T) for row in rows)
 
 
 @checked

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jaxreg.precision import at_least_float32
+from jaxreg.linalg import unit_vectors
 from jaxreg.typing import Array, Float, Int, checked
 
 
@@ -85,13 +85,4 @@ def early_learning_alignment(gradient: Float[Array, "*shape"], direction: Float[
         Liu et al., *Early-Learning Regularization Prevents Memorization of Noisy Labels*, NeurIPS 2020,
         arXiv 2007.00151.
     """
-    g, v = _unit(at_least_float32(gradient)), _unit(at_least_float32(direction))
-    return -jnp.sum(g * v)
-
-
-def _unit(x):
-    # Scaled by the largest entry first, so that squares neither overflow nor underflow.
-    largest = jnp.max(jnp.abs(x), initial=0.0)
-    x = x / jnp.where(largest > 0, largest, 1.0)
-    norm = jnp.sqrt(jnp.sum(jnp.square(x)))
-    return x / jnp.where(norm > 0, norm, 1.0)
+    return -jnp.sum(unit_vectors(jnp.ravel(gradient)) * unit_vectors(jnp.ravel(direction)))

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from jaxreg.linalg import matmul
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Bool, Float, Int, ScalarLike, Shaped, checked
 from jaxreg.validation import check_range
@@ -63,11 +64,12 @@ def propagation_tightness(
     outputs = jnp.broadcast_to(last, (len(epsilon), *last.shape)) if labels is None else _margins(last, labels)
     exact, radius = outputs, at_least_float32(epsilon)
     for kernel, mask in zip(hidden[::-1], active[::-1], strict=True):
-        exact = kernel @ (exact if mask is None else mask[:, :, None] * exact)
+        exact = matmul(kernel, exact if mask is None else mask[:, :, None] * exact)
     for kernel, mask in zip(hidden, active, strict=True):
-        radius = radius @ jnp.abs(kernel) * (1.0 if mask is None else mask)
+        radius = matmul(radius, jnp.abs(kernel)) * (1.0 if mask is None else mask)
     exact, bound = (
-        jnp.einsum("bi,bio->bo", r, jnp.abs(w)) for r, w in ((at_least_float32(epsilon), exact), (radius, outputs))
+        jnp.einsum("bi,bio->bo", r, jnp.abs(w), precision="highest")
+        for r, w in ((at_least_float32(epsilon), exact), (radius, outputs))
     )
     return jnp.maximum(exact, LEAST_WIDTH) / jnp.maximum(bound, LEAST_WIDTH)
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxreg.linalg import matmul, unit_vectors
 from jaxreg.nans import unless_nan
 from jaxreg.precision import at_least_float32
 from jaxreg.typing import Array, Float, Int, checked
@@ -32,12 +33,12 @@ def compatibility_matrix(
         Biondi et al., *Stationary Representations: Optimally Approximating Compatibility and Implications for
         Improved Model Replacements*, CVPR 2024, arXiv 2405.02581.
     """
-    gallery = _unit(gallery)
+    gallery = unit_vectors(gallery)
     query_labels, gallery_labels = jnp.asarray(query_labels), jnp.asarray(gallery_labels)
 
     def accuracy(query, stored):
         # The query's own length does not change which is nearest.
-        similarity = query @ stored.T
+        similarity = matmul(query, stored.T)
         found = gallery_labels[jnp.argmax(similarity, axis=-1)] == query_labels
         return jnp.mean(unless_nan(found, jnp.max(similarity, axis=-1)))
 
@@ -108,17 +109,11 @@ def compatible_pairs(
         Improved Model Replacements*, CVPR 2024, arXiv 2405.02581, definition 1; after Shen et al., *Towards
         Backward-Compatible Representation Learning*, CVPR 2020.
     """
-    new, old, labels = _unit(feat_new), _unit(feat_old), jnp.asarray(labels)
-    closer, before = new @ old.T, old @ old.T
+    new, old, labels = unit_vectors(feat_new), unit_vectors(feat_old), jnp.asarray(labels)
+    closer, before = matmul(new, old.T), matmul(old, old.T)
     met = jnp.where(labels[:, None] == labels, closer >= before, closer <= before)
     return jnp.mean(unless_nan(met, closer, before), where=~jnp.eye(len(labels), dtype=bool))
 
 
 def _newer(models):
     return jnp.tri(models, k=-1, dtype=bool)
-
-
-def _unit(features):
-    features = at_least_float32(features)
-    norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
-    return features / jnp.where(norm > 0, norm, 1.0)
