@@ -1,10 +1,14 @@
 """Training runs, executed many at a time.
 
-Runs are vmapped in batches of one shape, over seeds and hyperparameters alike, and each batch is split over the
-devices. So an arm is compiled once, however many grid points, seeds, variants and conditions it takes part in. Seed
-``i`` is ``fold_in(key, i)`` for every arm: the same data and the same initial parameters.
+Runs are executed in batches of one shape, over seeds and hyperparameters alike, and each batch is split over the
+devices. So an arm is compiled once, however many grid points, seeds, variants and conditions it takes part in. A GPU
+or TPU takes its share of a batch vmapped. A core of a CPU takes it one run after the other: what one run needs stays
+in its cache, a condition costs one branch, and there is less to compile (measured on 25 claims: 0.86 of the time, 0.64
+of that for compiling, geometric means). Seed ``i`` is ``fold_in(key, i)`` for every arm: the same data and the same
+initial parameters.
 """
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from experiments.harness.claim import Claim
+from jaxreg.typing import Array, Int
 
 MEASURING, TUNING = 0, 1
 """Roots of the two disjoint streams of seeds."""
@@ -53,6 +58,7 @@ class Runner:
         self.steps = steps
         self.batch = len(devices) * math.ceil(batch / len(devices))
         self.mesh = Mesh(np.array(devices), ("runs",))
+        self.vmapped = devices[0].platform != "cpu"
         self.on_batch = on_batch
         self.done: dict[Run, Figures] = {}
         self.compiled: dict[str, Callable] = {}
@@ -85,13 +91,16 @@ class Runner:
             self.done[run] = jax.tree.map(lambda values, i=position: np.asarray(values[i]), figures)
 
     def _compile(self, arm: str) -> Callable:
-        named = () if self.claim.same_runs else (arm,)
+        one = functools.partial(self.run_once, arm)
 
-        def one(stream, seed, settings):
-            key = jax.random.fold_in(jax.random.key(stream), seed)
-            return dict(self.run(key, *named, steps=self.steps, **settings))
+        def share(*runs):
+            return jax.vmap(one)(*runs) if self.vmapped else jax.lax.map(lambda run: one(*run), runs)
 
         over_runs = PartitionSpec("runs")
-        return jax.jit(
-            jax.shard_map(jax.vmap(one), mesh=self.mesh, in_specs=over_runs, out_specs=over_runs, check_vma=False)
-        )
+        return jax.jit(jax.shard_map(share, mesh=self.mesh, in_specs=over_runs, out_specs=over_runs, check_vma=False))
+
+    def run_once(self, arm: str, stream: Int[Array, ""], seed: Int[Array, ""], settings: Figures) -> Figures:
+        """One run, to be traced: everything but the arm may be an array."""
+        key = jax.random.fold_in(jax.random.key(stream), seed)
+        named = () if self.claim.same_runs else (arm,)
+        return dict(self.run(key, *named, steps=self.steps, **settings))
