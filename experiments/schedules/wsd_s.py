@@ -56,7 +56,7 @@ CLAIM = Claim(
         Comparison("decays of a tenth of each period", method="wsd_s_tenth"),
         Comparison("decays of two fifths of each period", method="wsd_s_two_fifths"),
     ),
-    finding="WSD-S is no worse than WSD, and its decays lower the loss by 4 to 6%, as published, but it loses about 1% "
+    finding="WSD-S is no worse than WSD, and its decays lower the loss by 5 to 6%, as published, but it loses about 1% "
     "to separate cosine runs. At its tuned peak of 1e-2 it is level with them after 500 steps, and 1 and 2% behind "
     "after 1000 and 2000. The last decay is then but a tenth of all steps, likely too short for the noise at that "
     "peak: decays twice as long halve the gap at the end, and open one at 500 steps. On the seeds from 100000 the peak "
