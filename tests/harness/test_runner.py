@@ -14,7 +14,7 @@ from experiments.harness.runner import MEASURING, TUNING, Runner
 STREAMS, SEEDS = jnp.array([TUNING, MEASURING, MEASURING]), jnp.array([0, 0, 7])
 
 
-def runner_of(slug):
+def runner_of(slug, *, vmapped=None):
     """A runner as a smoke run has it, and the runs of the claimed method."""
     claim, run = registry.find(slug).load()
     plan = Plan(claim, run, seed_offset=0, smoke=True)
@@ -25,6 +25,7 @@ def runner_of(slug):
         batch=len(SEEDS),
         devices=jax.devices()[:1],
         on_batch=lambda what, done, total: None,
+        vmapped=vmapped,
     )
     *_, case = plan.cases(plan.main, claim)
     (one, *_), *_ = plan.runs(case, plan.points(case)[0], MEASURING, 1)
@@ -36,9 +37,8 @@ def runner_of(slug):
 @pytest.mark.parametrize("slug", ["wsd_s", "corrupted_grokking"])  # an arm for each run, and one run for all arms
 def test_vmapped_runs_have_the_figures_of_runs_one_after_the_other(slug):
     one_by_one, runs = runner_of(slug)
-    together, _ = runner_of(slug)
-    assert not one_by_one.vmapped
-    together.vmapped = True
+    together, _ = runner_of(slug, vmapped=True)
+    assert (one_by_one.batch, together.batch) == (1, len(SEEDS))
     one_by_one.execute(runs)
     together.execute(runs)
     assert list(one_by_one.done) == list(together.done) == runs
