@@ -89,10 +89,8 @@ def run(key, arm, *, learning_rate, steps, outlier=30.0):
         return jax.tree.map(lambda g: g.at[0, 0].multiply(outlier) if g.ndim > 1 else g, gradients)
 
     def losses(distort):
-        _, _, curve = train(
-            key_train, task.params, optimizer, task.loss, steps=steps, distort=distort, measure=task.validation_loss
-        )
-        return curve
+        measured = dict(measure=task.validation_loss, points=20)
+        return train(key_train, task.params, optimizer, task.loss, steps=steps, distort=distort, **measured)[2]
 
     state = jax.eval_shape(optimizer.init, task.params)
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

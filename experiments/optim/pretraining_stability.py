@@ -93,11 +93,11 @@ CLAIM = Claim(
         ),
     ),
     finding="What users report holds here. Tuned alike, SPAM is 3.7% behind Adam with clipping when gradients spike "
-    "and, when they do not, 4.0% behind Adam, whose best b2 is then 0.9; in 4 bits 4.8 and 2.7%. (On eight "
+    "and, when they do not, 4.0% behind Adam, whose best b2 is then 0.9; in 4 bits 4.6 and 2.6%. (On eight "
     "other seeds: 5.2 and 1.7%.) With the published threshold it is 9.3% behind under spikes. Stable-SPAM is "
     "ahead in none of these, but 1.9% behind at most, and its intervals include zero (other seeds: 2.8% behind "
     "with spikes, 0.8% ahead without). What SPAM has is a wider range under spikes: at 3 and 10 times the rate "
-    "it is 2.3% [0.4, 4.9] and 4.3% [0.2, 8.0] ahead of Adam with clipping, at losses far above those of the "
+    "it is 2.4% [0.3, 5.1] and 5.7% [0.9, 8.5] ahead of Adam with clipping, at losses far above those of the "
     "tuned rate. Without spikes it is level with Adam there. At 30 times the rate no arm learns much. Adam "
     "without clipping does not get over spikes with either b2. Four bits cost nothing. Four resets within 300 "
     "steps may cost SPAM more than one in 500 does in a long run.",
