@@ -64,7 +64,7 @@ CLAIM = Claim(
     finding="Distilled by single steps, with the weights of improved consistency training, a consistency model gets "
     "better with every step and after eight cannot be told from data: where all its jumps are learnt, new noise "
     "corrects what earlier steps did wrong. With the levels that the trajectory model draws, where low ones are rare, "
-    "a consistency model gets worse with every step, as published: from 0.003 in one to 0.08 in eight. In one step the "
+    "a consistency model gets worse with every step, as published: from 0.003 in one to 0.07 in eight. In one step the "
     "trajectory model is the best of the three.",
     steps=3000,
     smoke_steps=2,
