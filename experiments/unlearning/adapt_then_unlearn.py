@@ -65,7 +65,7 @@ CLAIM = Claim(
     finding="Away from the copies is not away from the mode. Moving against the direction of the copies empties the "
     "forgotten mode only where it empties all of them (twice their distance), and the push at the authors' weight of "
     "100 outweighs the adversarial gradient: the generator is worse on all modes and still makes 3% of its samples in "
-    "the forgotten one, where thirty steps of finetuning leave 0.5%. Unscaled it pushes less and does less harm, and "
+    "the forgotten one, where thirty steps of finetuning leave 1%. Unscaled it pushes less and does less harm, and "
     "is behind finetuning too.",
     same_runs=True,
     steps=30,
