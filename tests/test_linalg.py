@@ -67,6 +67,7 @@ def test_unit_vectors_of_any_length():
     value, gradient = jax.value_and_grad(lambda x: unit_vectors(x).sum())(jnp.zeros(3))
     assert float(value) == 0.0
     assert np.isfinite(gradient).all()
+    assert unit_vectors(jnp.zeros([2, 0])).shape == (2, 0)
 
 
 def test_roots_are_flat_at_zero():

@@ -1,11 +1,9 @@
 """Training runs, executed many at a time.
 
 Runs are executed in batches of one shape, over seeds and hyperparameters alike, and each batch is split over the
-devices. So an arm is compiled once, however many grid points, seeds, variants and conditions it takes part in. A GPU
-or TPU takes its share of a batch vmapped. A core of a CPU takes one run at a time: what a run needs stays in its cache,
-a condition costs one branch, no batch is filled up, and there is less to compile (on 25 claims, runs vmapped on each of
-two cores took 1.17 times as long, and 1.57 times to compile, geometric means). Seed ``i`` is ``fold_in(key, i)`` for
-every arm: the same data and the same initial parameters.
+devices, which take their shares vmapped. So an arm is compiled once, however many grid points, seeds, variants and
+conditions it takes part in. Seed ``i`` is ``fold_in(key, i)`` for every arm: the same data and the same initial
+parameters.
 """
 
 import functools
@@ -47,10 +45,10 @@ class Runner:
         claim: what is claimed.
         run: the claim's function.
         steps: of one run.
-        batch: runs that are vmapped together, on all devices; where they are not, every device has one at a time.
+        batch: runs executed together, rounded up to the same share for every device. A share of one is not vmapped, so
+            that its conditions cost one branch.
         devices: to split the runs over.
         on_batch: told about progress.
-        vmapped: whether a device takes its runs together; by default if it is no CPU.
     """
 
     def __init__(
@@ -62,13 +60,12 @@ class Runner:
         batch: int,
         devices: Sequence[jax.Device],
         on_batch: OnBatch,
-        vmapped: bool | None = None,
     ):
         self.claim = claim
         self.run = run
         self.steps = steps
-        self.vmapped = devices[0].platform != "cpu" if vmapped is None else vmapped
-        self.batch = len(devices) * (math.ceil(batch / len(devices)) if self.vmapped else 1)
+        self.share = math.ceil(batch / len(devices))
+        self.batch = len(devices) * self.share
         self.mesh = Mesh(np.array(devices), ("runs",))
         self.on_batch = on_batch
         self.done: dict[Run, Figures] = {}
@@ -104,11 +101,11 @@ class Runner:
     def _compile(self, arm: str) -> Callable:
         one = functools.partial(self.run_once, arm)
 
-        def share(*runs):
-            return jax.vmap(one)(*runs) if self.vmapped else jax.lax.map(lambda run: one(*run), runs)
+        def a_share(*runs):
+            return jax.vmap(one)(*runs) if self.share > 1 else jax.lax.map(lambda run: one(*run), runs)
 
         over_runs = PartitionSpec("runs")
-        return jax.jit(jax.shard_map(share, mesh=self.mesh, in_specs=over_runs, out_specs=over_runs, check_vma=False))
+        return jax.jit(jax.shard_map(a_share, mesh=self.mesh, in_specs=over_runs, out_specs=over_runs, check_vma=False))
 
     def run_once(self, arm: str, stream: Int[Array, ""], seed: Int[Array, ""], settings: Figures) -> Figures:
         """One run, to be traced: everything but the arm may be an array."""
